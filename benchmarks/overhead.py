@@ -1,0 +1,120 @@
+"""What one call costs before it pools anything: poolkit against aten at tiny shapes.
+
+At these shapes both do almost no arithmetic, so the time is that of the way in: Python, the
+dispatcher, autograd's bookkeeping and the allocation of the output. Each shape is measured in
+every mode a user calls from: recording a gradient, in grad mode with nothing to record, under
+no_grad, and under inference_mode.
+
+    python benchmarks/overhead.py
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import poolkit
+
+ROUNDS = 31
+CALLS = 500  # a sample of a few milliseconds
+
+Pool = Callable[[Tensor], Tensor]
+
+CASES: dict[str, tuple[tuple[int, ...], dict[str, Pool]]] = {
+    "max 2x2s2 (1,8,8,8)": (
+        (1, 8, 8, 8),
+        {
+            "poolkit": lambda x: poolkit.max_pool2d(x, 2),
+            "F": lambda x: F.max_pool2d(x, 2),
+            "aten": lambda x: torch.max_pool2d(x, 2),
+        },
+    ),
+    "max 3x3s2p1 (1,3,24,24)": (
+        (1, 3, 24, 24),
+        {
+            "poolkit": lambda x: poolkit.max_pool2d(x, 3, 2, 1),
+            "F": lambda x: F.max_pool2d(x, 3, 2, 1),
+            "aten": lambda x: torch.max_pool2d(x, 3, 2, 1),
+        },
+    ),
+    "avg 2x2s2 (1,8,8,8)": (
+        (1, 8, 8, 8),
+        {
+            "poolkit": lambda x: poolkit.avg_pool2d(x, 2),
+            "F": lambda x: F.avg_pool2d(x, 2),
+            "aten": lambda x: torch._C._nn.avg_pool2d(x, 2),
+        },
+    ),
+    "global avg (1,64,7,7)": (
+        (1, 64, 7, 7),
+        {
+            "poolkit": lambda x: poolkit.global_avg_pool2d(x),
+            "F": lambda x: F.adaptive_avg_pool2d(x, 1),
+            "aten": lambda x: x.mean((2, 3), keepdim=True),
+        },
+    ),
+}
+
+MODES: dict[str, tuple[Callable[[], AbstractContextManager[object]], bool]] = {
+    "recording a gradient": (torch.enable_grad, True),
+    "grad mode": (torch.enable_grad, False),
+    "no_grad": (torch.no_grad, False),
+    "inference_mode": (torch.inference_mode, False),
+}
+
+
+def seconds_per_call(pool: Pool, x: Tensor) -> float:
+    began = time.perf_counter()
+    for _ in range(CALLS):
+        pool(x)
+    return (time.perf_counter() - began) / CALLS
+
+
+def measure(x: Tensor, pools: dict[str, Pool]) -> dict[str, list[float]]:
+    """One sample of every pool per round, in random order."""
+    for pool in pools.values():
+        seconds_per_call(pool, x)
+    seconds: dict[str, list[float]] = {name: [] for name in pools}
+    order = list(pools)
+    for _ in range(ROUNDS):
+        random.shuffle(order)
+        for name in order:
+            seconds[name].append(seconds_per_call(pools[name], x))
+    return seconds
+
+
+def paired_ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def main() -> None:
+    threads = torch.get_num_threads()
+    print(f"microseconds per call, median of {ROUNDS} rounds; {threads} threads; ratios are paired")
+    print(f"{'':26}{'':22}{'poolkit':>9}{'F':>8}{'aten':>8}{'poolkit/F':>11}{'poolkit/aten':>14}")
+    gc.disable()
+    for case, (shape, pools) in CASES.items():
+        for mode, (context, requires_grad) in MODES.items():
+            x = torch.rand(shape).requires_grad_(requires_grad)
+            with context():
+                seconds = measure(x, pools)
+            ours, functional, aten = (
+                statistics.median(seconds[name]) * 1e6 for name in ("poolkit", "F", "aten")
+            )
+            against_functional = paired_ratio(seconds["poolkit"], seconds["F"])
+            against_aten = paired_ratio(seconds["poolkit"], seconds["aten"])
+            print(
+                f"{case:26}{mode:22}{ours:9.2f}{functional:8.2f}{aten:8.2f}"
+                f"{against_functional:11.2f}{against_aten:14.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

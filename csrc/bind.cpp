@@ -1,0 +1,69 @@
+// The only file that sees Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "dispatch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+using Integers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+NB_MODULE(_native, m) {
+    m.attr("MAX_AXES") = poolkit::kMaxAxes;
+    m.def("isa", [] { return std::string(poolkit::table().isa); });
+    m.def("available_isas", &poolkit::available_isas);
+    m.def("use_isa", &poolkit::use_isa, "name"_a);
+    m.def("has_kernel", &poolkit::has_kernel, "reduction"_a, "dtype"_a, "result"_a);
+
+    nb::class_<poolkit::Plan>(m, "Plan")
+        .def(
+            "__init__",
+            [](poolkit::Plan* self, const std::string& reduction, const std::string& dtype,
+               const std::string& result, double exponent, const std::vector<int64_t>& sizes,
+               const std::vector<Integers>& begins, const std::vector<Integers>& counts,
+               const std::vector<int64_t>& steps, const std::vector<Integers>& divisors) {
+                std::vector<poolkit::AxisSpec> axes;
+                for (size_t a = 0; a < sizes.size(); ++a) {
+                    poolkit::AxisSpec spec;
+                    spec.size = sizes[a];
+                    const Integers &begin = begins.at(a), &count = counts.at(a);
+                    spec.begin.assign(begin.data(), begin.data() + begin.shape(0));
+                    spec.count.assign(count.data(), count.data() + count.shape(0));
+                    spec.step = steps.at(a);
+                    if (!divisors.empty()) {
+                        const Integers& divisor = divisors.at(a);
+                        spec.divisor.assign(divisor.data(), divisor.data() + divisor.shape(0));
+                    }
+                    axes.push_back(std::move(spec));
+                }
+                new (self) poolkit::Plan(reduction, dtype, result, exponent, std::move(axes));
+            },
+            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "sizes"_a, "begins"_a, "counts"_a,
+            "steps"_a, "divisors"_a)
+        .def_prop_ro("position_bytes", &poolkit::Plan::position_bytes)
+        // Addresses of contiguous arrays; the caller keeps them alive and has checked their sizes.
+        .def("forward",
+             [](const poolkit::Plan& plan, uintptr_t x, uintptr_t out, uintptr_t positions,
+                int64_t outer, int64_t inner, int threads) {
+                 nb::gil_scoped_release release;
+                 plan.forward(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
+                              reinterpret_cast<void*>(positions), outer, inner, threads);
+             })
+        .def("scatter",
+             [](const poolkit::Plan& plan, uintptr_t grad, uintptr_t positions, uintptr_t out,
+                int64_t outer, int64_t inner, int threads) {
+                 nb::gil_scoped_release release;
+                 plan.scatter(reinterpret_cast<const void*>(grad),
+                              reinterpret_cast<const void*>(positions),
+                              reinterpret_cast<void*>(out), outer, inner, threads);
+             })
+        .def("indices", [](const poolkit::Plan& plan, uintptr_t positions, uintptr_t out,
+                           int64_t outer, int64_t inner, int threads) {
+            nb::gil_scoped_release release;
+            plan.indices(reinterpret_cast<const void*>(positions),
+                         reinterpret_cast<int64_t*>(out), outer, inner, threads);
+        });
+}

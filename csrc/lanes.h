@@ -1,0 +1,234 @@
+// SIMD lanes on the compiler's own vector types: one source for every instruction set.
+// Everything is in an anonymous namespace, because this file is compiled once per instruction set
+// and two copies of one inline function must never be merged by the linker.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+#define POOLKIT_INLINE inline __attribute__((always_inline))
+
+struct Bfloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
+template <class T>
+constexpr bool is_float = same<T, float> || same<T, double> || same<T, Bfloat16> || same<T, Float16>;
+
+template <class T, int N>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T>
+constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+template <class T>
+using Vec = typename VectorOf<T, lanes<T>>::type;
+
+template <int Bytes>
+struct UnsignedOf;
+template <>
+struct UnsignedOf<1> {
+    using type = uint8_t;
+};
+template <>
+struct UnsignedOf<2> {
+    using type = uint16_t;
+};
+template <>
+struct UnsignedOf<4> {
+    using type = uint32_t;
+};
+template <>
+struct UnsignedOf<8> {
+    using type = uint64_t;
+};
+// The integer that is as wide as T: position codes travel beside the values in lanes of this.
+template <class T>
+using Code = typename UnsignedOf<sizeof(T)>::type;
+
+template <class To, class From>
+POOLKIT_INLINE To bit_cast(const From& from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof(To));
+    return to;
+}
+
+// --- scalar conversions -------------------------------------------------------------------------
+
+POOLKIT_INLINE float widen(Bfloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
+
+POOLKIT_INLINE float widen(Float16 x) {
+    const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+    const uint32_t magnitude = x.bits & 0x7fffu;
+    if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude << 13));
+    if (magnitude >= 0x0400u) return bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+    const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
+    return bit_cast<float>(sign | bit_cast<uint32_t>(subnormal));
+}
+
+template <class T>
+POOLKIT_INLINE T widen(T x) {
+    return x;
+}
+
+template <class S, class A>
+POOLKIT_INLINE S narrow(A x) {
+    if constexpr (same<S, Bfloat16>) {
+        const uint32_t bits = bit_cast<uint32_t>(static_cast<float>(x));
+        if (x != x) return Bfloat16{static_cast<uint16_t>((bits >> 16) | 0x40u)};
+        return Bfloat16{static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+    } else if constexpr (same<S, Float16>) {
+        const uint32_t bits = bit_cast<uint32_t>(static_cast<float>(x));
+        const uint32_t sign = (bits >> 16) & 0x8000u;
+        const uint32_t magnitude = bits & 0x7fffffffu;
+        if (magnitude > 0x7f800000u) {  // NaN: keep the top of the payload, quiet
+            const uint32_t payload = (magnitude >> 13) & 0x3ffu;
+            return Float16{static_cast<uint16_t>(sign | 0x7e00u | payload)};
+        }
+        if (magnitude >= 0x477ff000u) return Float16{static_cast<uint16_t>(sign | 0x7c00u)};
+        if (magnitude >= 0x38800000u) {
+            const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+            return Float16{static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+        }
+        // Subnormal: adding 0.5 lets the adder round to a multiple of 2^-24.
+        const float shifted = bit_cast<float>(magnitude) + 0.5f;
+        return Float16{static_cast<uint16_t>(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000u))};
+    } else {
+        return static_cast<S>(x);
+    }
+}
+
+// --- loads and stores ---------------------------------------------------------------------------
+
+// lanes<A> elements of storage S, as vector of A.
+template <class A, class S>
+POOLKIT_INLINE Vec<A> load(const S* from) {
+    constexpr int n = lanes<A>;
+    if constexpr (same<A, S>) {
+        Vec<A> v;
+        memcpy(&v, from, sizeof v);
+        return v;
+    } else if constexpr (same<S, Bfloat16>) {
+        typename VectorOf<uint16_t, n>::type half;
+        memcpy(&half, from, sizeof half);
+        const Vec<uint32_t> wide = __builtin_convertvector(half, Vec<uint32_t>);
+        return (Vec<float>)(wide << 16);
+    } else if constexpr (same<S, Float16>) {
+#if defined(__AVX512F__)
+        return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__)
+        return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+        Vec<float> v;
+        for (int i = 0; i < n; ++i) v[i] = widen(from[i]);
+        return v;
+#endif
+    } else {
+        typename VectorOf<S, n>::type part;
+        memcpy(&part, from, sizeof part);
+        return __builtin_convertvector(part, Vec<A>);
+    }
+}
+
+template <class A, class S>
+POOLKIT_INLINE void store(S* to, Vec<A> v) {
+    constexpr int n = lanes<A>;
+    if constexpr (same<S, A>) {
+        memcpy(to, &v, sizeof v);
+    } else if constexpr (same<S, Bfloat16>) {
+        const Vec<uint32_t> bits = (Vec<uint32_t>)v;
+        const Vec<uint32_t> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        const Vec<uint32_t> quiet = (bits >> 16) | 0x40u;
+        const Vec<uint32_t> chosen = (v != v) ? quiet : rounded;
+        const auto half = __builtin_convertvector(chosen, typename VectorOf<uint16_t, n>::type);
+        memcpy(to, &half, sizeof half);
+    } else if constexpr (same<S, Float16>) {
+#if defined(__AVX512F__)
+        _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+        _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+        for (int i = 0; i < n; ++i) to[i] = narrow<Float16>(v[i]);
+#endif
+    } else {
+        const auto part = __builtin_convertvector(v, typename VectorOf<S, n>::type);
+        memcpy(to, &part, sizeof part);
+    }
+}
+
+template <class A>
+POOLKIT_INLINE Vec<A> broadcast(A value) {
+    return value - Vec<A>{};  // x - 0 is x for every x, -0.0 and NaN too
+}
+
+// --- shuffles -----------------------------------------------------------------------------------
+
+template <int... I>
+struct Sequence {};
+template <int N>
+using Upto = Sequence<__integer_pack(N)...>;
+
+template <class V, int... I>
+POOLKIT_INLINE V even_of(V a, V b, Sequence<I...>) {
+    return __builtin_shufflevector(a, b, (2 * I)...);
+}
+template <class V, int... I>
+POOLKIT_INLINE V odd_of(V a, V b, Sequence<I...>) {
+    return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+// a and b hold 2 * lanes neighbouring elements: those at even and at odd places.
+template <class A>
+POOLKIT_INLINE Vec<A> even(Vec<A> a, Vec<A> b) {
+    return even_of(a, b, Upto<lanes<A>>{});
+}
+template <class A>
+POOLKIT_INLINE Vec<A> odd(Vec<A> a, Vec<A> b) {
+    return odd_of(a, b, Upto<lanes<A>>{});
+}
+
+template <int Start, class V, int... I>
+POOLKIT_INLINE V zip_of(V a, V b, Sequence<I...>) {
+    constexpr int n = sizeof...(I);
+    return __builtin_shufflevector(a, b, (Start + I / 2 + (I % 2) * n)...);
+}
+// The inverse: a0 b0 a1 b1 ..., first and second half.
+template <class A>
+POOLKIT_INLINE Vec<A> zip_first(Vec<A> a, Vec<A> b) {
+    return zip_of<0>(a, b, Upto<lanes<A>>{});
+}
+template <class A>
+POOLKIT_INLINE Vec<A> zip_second(Vec<A> a, Vec<A> b) {
+    return zip_of<lanes<A> / 2>(a, b, Upto<lanes<A>>{});
+}
+
+// Segments of Width lanes of a and then of b, each cut in half: all first halves, all second ones.
+template <int Width, bool Second, class V, int... I>
+POOLKIT_INLINE V halves_of(V a, V b, Sequence<I...>) {
+    return __builtin_shufflevector(
+        a, b, ((I / (Width / 2)) * Width + I % (Width / 2) + (Second ? Width / 2 : 0))...);
+}
+
+}  // namespace

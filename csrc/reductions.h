@@ -1,0 +1,156 @@
+// One struct per reduction. `lift` turns a value into a state, `merge` joins two states in order,
+// `finish` turns a state into the result (a mean divides before it). All work on a scalar and on a
+// vector of lanes alike.
+#pragma once
+
+#include "lanes.h"
+
+namespace {
+
+template <class T>
+constexpr T lowest_of() {
+    if constexpr (same<T, float>) return -__builtin_inff();
+    else if constexpr (same<T, double>) return -__builtin_inf();
+    else if constexpr (T(-1) < T(0)) return T(T(1) << (8 * sizeof(T) - 1));
+    else return T(0);
+}
+template <class T>
+constexpr T highest_of() {
+    if constexpr (same<T, float>) return __builtin_inff();
+    else if constexpr (same<T, double>) return __builtin_inf();
+    else return T(~lowest_of<T>());
+}
+
+// Values are compared as they are stored; half types as float, which holds them all.
+template <class S>
+struct OrderedAccumulator {
+    using type = S;
+};
+template <>
+struct OrderedAccumulator<Bfloat16> {
+    using type = float;
+};
+template <>
+struct OrderedAccumulator<Float16> {
+    using type = float;
+};
+
+// Half types add up in float32, integers in 64 bits: no sum of less than 2^32 values overflows.
+template <class S>
+struct AddingAccumulator {
+    using type = int64_t;
+};
+template <>
+struct AddingAccumulator<float> {
+    using type = float;
+};
+template <>
+struct AddingAccumulator<double> {
+    using type = double;
+};
+template <>
+struct AddingAccumulator<Bfloat16> {
+    using type = float;
+};
+template <>
+struct AddingAccumulator<Float16> {
+    using type = float;
+};
+
+struct Ordered {
+    static constexpr bool positions = true;   // a value has a position
+    static constexpr bool idempotent = true;  // seeing a value twice changes nothing
+    static constexpr bool plain = true;       // lift and finish do nothing
+    template <class S>
+    static constexpr bool accepts = true;
+    template <class S>
+    using Accumulator = typename OrderedAccumulator<S>::type;
+    template <class T>
+    static POOLKIT_INLINE T lift(T x, double) { return x; }
+    template <class T>
+    static POOLKIT_INLINE T finish(T x, double) { return x; }
+};
+
+// `replaces(a, b)` is true where b, which comes later, is taken instead of a. A NaN is always
+// taken and never given up; of equal values the first stays.
+struct Max : Ordered {
+    template <class A>
+    static constexpr A identity() { return lowest_of<A>(); }
+    template <class T>
+    static POOLKIT_INLINE auto replaces(T a, T b) { return (b > a) | (b != b); }
+    template <class T>
+    static POOLKIT_INLINE T merge(T a, T b) {
+        // Two selects, not one on a joined condition: the first becomes the machine's max.
+        const T larger = (b > a) ? b : a;
+        return (b != b) ? b : larger;
+    }
+};
+
+struct Min : Ordered {
+    template <class A>
+    static constexpr A identity() { return highest_of<A>(); }
+    template <class T>
+    static POOLKIT_INLINE auto replaces(T a, T b) { return (b < a) | (b != b); }
+    template <class T>
+    static POOLKIT_INLINE T merge(T a, T b) {
+        const T smaller = (b < a) ? b : a;
+        return (b != b) ? b : smaller;
+    }
+};
+
+struct Adding {
+    static constexpr bool positions = false;
+    static constexpr bool idempotent = false;
+    static constexpr bool plain = false;
+    template <class S>
+    static constexpr bool accepts = is_float<S>;
+    template <class S>
+    using Accumulator = typename AddingAccumulator<S>::type;
+    template <class A>
+    static constexpr A identity() { return A(0); }
+    template <class T>
+    static POOLKIT_INLINE T merge(T a, T b) { return a + b; }
+    template <class T>
+    static POOLKIT_INLINE T lift(T x, double) { return x; }
+    template <class T>
+    static POOLKIT_INLINE T finish(T x, double) { return x + T{}; }  // -0.0 + 0.0 is 0.0
+};
+
+template <class V>
+POOLKIT_INLINE V absolute(V x) { return (x < V{}) ? -x : x; }
+
+struct Sum : Adding {
+    static constexpr bool plain = true;  // but for the sign of zero
+    template <class S>
+    static constexpr bool accepts = true;
+};
+
+struct SumAbs : Adding {
+    template <class T>
+    static POOLKIT_INLINE T lift(T x, double) { return absolute(x); }
+};
+
+struct SumSquare : Adding {
+    template <class T>
+    static POOLKIT_INLINE T lift(T x, double) { return x * x; }
+    static POOLKIT_INLINE float finish(float x, double) { return __builtin_sqrtf(x); }
+    static POOLKIT_INLINE double finish(double x, double) { return __builtin_sqrt(x); }
+};
+
+struct SumPower : Adding {
+    template <class T>
+    static POOLKIT_INLINE T power(T x, double p) {
+        return static_cast<T>(__builtin_pow(static_cast<double>(x), p));
+    }
+    static POOLKIT_INLINE float lift(float x, double p) { return power(absolute(x), p); }
+    static POOLKIT_INLINE double lift(double x, double p) { return power(absolute(x), p); }
+    template <class V>
+    static POOLKIT_INLINE V lift(V x, double p) {
+        for (unsigned i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = lift(x[i], p);
+        return x;
+    }
+    template <class T>
+    static POOLKIT_INLINE T finish(T x, double p) { return x > T(0) ? power(x, 1.0 / p) : x; }
+};
+
+}  // namespace

@@ -1,0 +1,90 @@
+"""poolkit: every way to turn many values into one.
+
+Pooling is a window (which positions are seen) times a reduction (how they become one value)::
+
+    poolkit.pool(x, poolkit.Sliding(3, stride=2, padding=1), poolkit.Max())
+
+`poolkit.nn` has torch's modules, `inspect` shows what pools a model has, `optimize` swaps them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .core import explain, pool, pool_with_indices
+from .errors import MissingExtraError, PoolError, PoolTypeError, PoolValueError
+from .functional import *  # noqa: F403
+from .functional import __all__ as _named
+from .kernels import info, num_threads, set_num_threads, use_isa
+from .reductions import (
+    GeM,
+    LogSumExp,
+    Lp,
+    Max,
+    Mean,
+    Median,
+    Min,
+    Quantile,
+    Reduction,
+    Soft,
+    Std,
+    Sum,
+    TopK,
+)
+from .windows import Adaptive, Global, Pyramid, ReceptiveField, Sliding, Window
+
+if TYPE_CHECKING:
+    from . import nn
+    from .inspection import inspect
+    from .optimization import optimize
+
+__version__ = "0.1.0"
+__all__ = [
+    "Adaptive",
+    "GeM",
+    "Global",
+    "LogSumExp",
+    "Lp",
+    "Max",
+    "Mean",
+    "Median",
+    "Min",
+    "MissingExtraError",
+    "PoolError",
+    "PoolTypeError",
+    "PoolValueError",
+    "Pyramid",
+    "Quantile",
+    "ReceptiveField",
+    "Reduction",
+    "Sliding",
+    "Soft",
+    "Std",
+    "Sum",
+    "TopK",
+    "Window",
+    "explain",
+    "info",
+    "inspect",
+    "nn",
+    "num_threads",
+    "optimize",
+    "pool",
+    "pool_with_indices",
+    "set_num_threads",
+    "use_isa",
+]
+__all__ += _named
+
+# What needs torch is imported when it is first asked for: importing poolkit stays quick.
+_LAZY = {"nn": ("poolkit.nn", None), "inspect": ("poolkit.inspection", "inspect"),
+         "optimize": ("poolkit.optimization", "optimize")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _LAZY[name]
+    loaded = import_module(module)
+    value = globals()[name] = getattr(loaded, attribute) if attribute else loaded
+    return value

@@ -1,0 +1,121 @@
+"""What a case computes: its input, the right answer, and whether a peer's answer is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import Case
+
+Operation = Callable[[Tensor], Tensor]
+Answer = tuple[Tensor, ...]  # (output,), or (output, gradient of the input) in training
+
+# Values repeat only at this distance, which is beyond the reach of any window.
+_PERIOD = 2**23
+
+
+def make_input(case: Case) -> Tensor:
+    """Values between -1 and 1 of which no two in one window are equal (except in narrow types).
+
+    A window then has one largest value only, so gradients can be compared for equality without
+    asking which of two equal values a library takes. The order is random: maximum kernels that
+    branch would predict a regular one.
+    """
+    count = math.prod(case.shape)
+    generator = torch.Generator().manual_seed(0)
+    if case.dtype == "int8":
+        x = torch.randint(-128, 128, case.shape, dtype=torch.int8, generator=generator)
+    else:
+        period = min(count, _PERIOD)
+        half = 2 ** max(0, (period - 1).bit_length() - 1)  # a power of two: division is exact
+        values = (torch.randperm(period, generator=generator) - half).float() / half
+        x = values.repeat(-(-count // period))[:count].reshape(case.shape)
+        x = x.to(getattr(torch, case.dtype))
+    if case.layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def make_gradient(case: Case, like: Tensor) -> Tensor:
+    """Small integers, in the layout of the output: sums of them are exact in any order."""
+    generator = torch.Generator().manual_seed(1)
+    gradient = torch.randint(-8, 9, case.output_shape, generator=generator).to(like.dtype)
+    return torch.empty_like(like).copy_(gradient)
+
+
+def torch_operation(case: Case) -> Operation:
+    """The case in torch's operators, each in the fastest spelling that torch eager has."""
+    rank = case.rank
+    spatial_axes = tuple(range(2, 2 + rank))
+    sliding = (case.kernel_size, case.stride, case.padding)
+    if case.op == "max":
+        return lambda x: getattr(F, f"max_pool{rank}d")(x, *sliding)
+    if case.op == "min":
+        return lambda x: -getattr(F, f"max_pool{rank}d")(-x, *sliding)
+    if case.op == "avg":
+        return lambda x: getattr(F, f"avg_pool{rank}d")(x, *sliding)
+    if case.op == "lp2":
+        return lambda x: getattr(F, f"lp_pool{rank}d")(x, 2.0, case.kernel_size, case.stride)
+    if case.op == "adaptive_avg":
+        return lambda x: getattr(F, f"adaptive_avg_pool{rank}d")(x, case.output_size)
+    if case.op == "global_avg":
+        return lambda x: getattr(F, f"adaptive_avg_pool{rank}d")(x, 1)
+    # adaptive_max_pool2d(x, 1) looks for indices too and is 3 times slower than this.
+    return lambda x: x.amax(spatial_axes, keepdim=True)
+
+
+def with_backward(operation: Operation, x: Tensor, case: Case) -> Callable[[], Answer]:
+    """One training step: the output and the gradient of the input, nothing accumulated."""
+    leaf = x.detach().clone().requires_grad_()
+    gradient = make_gradient(case, operation(leaf).detach())
+
+    def step() -> Answer:
+        y = operation(leaf)
+        (dx,) = torch.autograd.grad(y, leaf, gradient)
+        return y, dx
+
+    return step
+
+
+def right_answer(case: Case, x: Tensor) -> Answer:
+    """Torch eager's answer in float32, rounded to the dtype of the case at the end."""
+    operation = torch_operation(case)
+    wide = x.float()
+    if case.training:
+        y, dx = with_backward(operation, wide, case)()
+        return y.detach(), dx
+    return (operation(wide).to(x.dtype),)
+
+
+def mistake(case: Case, got: Answer, want: Answer) -> str | None:
+    """What is wrong with an answer: shape, dtype or values; None where it is right.
+
+    Selected values must be equal bit for bit, computed ones as close as torch.testing asks for.
+    """
+    tolerance = 0.0 if case.exact else None  # None: what torch.testing holds right for the dtype
+    names = ("output", "gradient")
+    if len(got) != len(want):
+        return f"{len(got)} results where {len(want)} are due"
+    for name, ours, theirs in zip(names, got, want, strict=False):
+        try:
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        except AssertionError as error:
+            return f"{name}: {_first_facts(str(error))}"
+    return None
+
+
+def _first_facts(message: str) -> str:
+    """The lines of torch.testing's report that say how much differs, in one line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return "; ".join(lines[:3])
+
+
+def as_answer(result: object) -> Answer:
+    """The tensors of a result as a tuple without autograd history."""
+    tensors = result if isinstance(result, tuple) else (cast(Tensor, result),)
+    return tuple(tensor.detach() for tensor in tensors)

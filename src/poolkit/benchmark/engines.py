@@ -1,0 +1,191 @@
+"""The inference engines: ONNX Runtime and OpenVINO, each on a model of one node.
+
+Both read the memory of the input tensor without a copy and write into an output buffer that is
+allocated at the first call and used again, which is the fastest way each of them offers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .answers import Answer
+from .cases import Case
+from .peers import Call, Peer, UnsupportedError
+
+
+def _refuse_training(case: Case) -> None:
+    if case.training:
+        raise UnsupportedError("an inference engine: no backward pass")
+
+
+class OnnxRuntime(Peer):
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    note = "a model of one node through IOBinding; the output buffer is used again"
+    package = "onnxruntime"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        try:
+            importlib.import_module("onnx")
+        except ImportError as error:
+            return f"onnx, which builds the model, is not installed ({error})"
+        return super().missing()
+
+    def prepare(self, case: Case, x: Tensor) -> Call:
+        _refuse_training(case)
+        if case.layout == "channels_last":
+            raise UnsupportedError("ONNX is NCHW: see the contiguous case")
+        if case.dtype == "bfloat16":
+            raise UnsupportedError("ONNX Runtime pools no bfloat16 on the CPU")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Its threads otherwise spin for 50 ms after a call and take a core from whatever is
+        # measured next. Its own times are the same with and without.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        model = onnx_model(case)
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x.numpy()))
+        binding.bind_output("y")
+
+        def call() -> object:
+            session.run_with_iobinding(binding)
+            return binding
+
+        return call
+
+    def answer(self, result: Any) -> Answer:
+        return (torch.from_numpy(result.get_outputs()[0].numpy()),)
+
+
+def onnx_model(case: Case) -> bytes:
+    """The case as an ONNX model from "x" to "y", of one node (three for min)."""
+    from onnx import TensorProto, helper
+
+    sliding: dict[str, Any] = {
+        "kernel_shape": list(case.kernel_size),
+        "strides": list(case.stride),
+        "pads": [*case.padding, *case.padding],
+    }
+    nodes: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
+        "max": [("MaxPool", "x", "y", sliding)],
+        "min": [("Neg", "x", "a", {}), ("MaxPool", "a", "b", sliding), ("Neg", "b", "y", {})],
+        "avg": [("AveragePool", "x", "y", {**sliding, "count_include_pad": 1})],
+        "lp2": [("LpPool", "x", "y", {**sliding, "p": 2})],
+        "global_avg": [("GlobalAveragePool", "x", "y", {})],
+        "global_max": [("GlobalMaxPool", "x", "y", {})],
+    }
+    if case.op not in nodes:
+        raise UnsupportedError("ONNX has no adaptive pooling into windows of different sizes")
+    element = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}[case.dtype]
+    graph = helper.make_graph(
+        [helper.make_node(op, [a], [b], **options) for op, a, b, options in nodes[case.op]],
+        "pooling",
+        [helper.make_tensor_value_info("x", element, case.shape)],
+        [helper.make_tensor_value_info("y", element, case.output_shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return model.SerializeToString()
+
+
+class OpenVINO(Peer):
+    name = "openvino"
+    title = "OpenVINO"
+    note = (
+        "a model of one node, latency hint, input memory shared; the output is used again; "
+        "channels_last declares NHWC at both ends of the model, which may cost it a reorder"
+    )
+    package = "openvino"
+    _core: ClassVar[Any] = None
+
+    def prepare(self, case: Case, x: Tensor) -> Call:
+        _refuse_training(case)
+        import openvino
+
+        if OpenVINO._core is None:
+            OpenVINO._core = openvino.Core()
+        precision = "bf16" if case.dtype == "bfloat16" else "f32"
+        compiled = OpenVINO._core.compile_model(
+            openvino_model(case),
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": self.threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_PRECISION_HINT": precision,
+            },
+        )
+        request = compiled.create_infer_request()
+        request.set_input_tensor(_shared(case, x))
+
+        def call() -> object:
+            request.infer(share_outputs=True)
+            return request, case
+
+        return call
+
+    def answer(self, result: Any) -> Answer:
+        request, case = result
+        array = request.get_output_tensor().data
+        if case.dtype == "bfloat16":
+            y = torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+        else:
+            y = torch.from_numpy(array)
+        # With the layout channels_last the model's tensors are (N, H, W, C).
+        return (y.permute(0, 3, 1, 2) if case.layout == "channels_last" else y,)
+
+
+def _shared(case: Case, x: Tensor) -> Any:
+    """The memory of x as an OpenVINO tensor."""
+    import openvino
+
+    dense = x.permute(0, 2, 3, 1) if case.layout == "channels_last" else x
+    if case.dtype == "bfloat16":
+        bits = dense.view(torch.int16).numpy()
+        return openvino.Tensor(bits, list(dense.shape), openvino.Type.bf16)
+    return openvino.Tensor(dense.numpy(), shared_memory=True)
+
+
+def openvino_model(case: Case) -> Any:
+    """The case as an OpenVINO model of one node (three for min)."""
+    import openvino
+    from openvino import opset1, opset8, preprocess
+
+    if case.op == "lp2":
+        raise UnsupportedError("OpenVINO has no Lp pooling")
+    types = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
+    x = opset1.parameter(list(case.shape), getattr(openvino.Type, types[case.dtype]))
+    axes = list(range(2, 2 + case.rank))
+    strides, pads, kernel = list(case.stride), list(case.padding), list(case.kernel_size)
+    if case.op == "max":
+        y = opset1.max_pool(x, strides, pads, pads, kernel, "floor")
+    elif case.op == "min":
+        negated = opset1.max_pool(opset1.negative(x), strides, pads, pads, kernel, "floor")
+        y = opset1.negative(negated)
+    elif case.op == "avg":
+        y = opset1.avg_pool(x, strides, pads, pads, kernel, exclude_pad=False)
+    elif case.op == "adaptive_avg":
+        y = opset8.adaptive_avg_pool(x, opset1.constant(case.output_size, openvino.Type.i64))
+    elif case.op == "global_avg":
+        y = opset1.reduce_mean(x, axes, keep_dims=True)
+    else:
+        y = opset1.reduce_max(x, axes, keep_dims=True)
+    model = openvino.Model([y], [x])
+    if case.layout == "channels_last":
+        # Tells the plugin that memory is NHWC, so that it need not transpose.
+        steps = preprocess.PrePostProcessor(model)
+        steps.input().tensor().set_layout(openvino.Layout("NHWC"))
+        steps.input().model().set_layout(openvino.Layout("NCHW"))
+        steps.output().model().set_layout(openvino.Layout("NCHW"))
+        steps.output().tensor().set_layout(openvino.Layout("NHWC"))
+        model = steps.build()
+    return model

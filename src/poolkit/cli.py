@@ -1,0 +1,270 @@
+"""The command line: inspect, optimize, bench, info.
+
+Nothing here imports torch before a command needs it, so ``poolkit --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from poolkit.errors import MissingExtraError, PoolError, PoolValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from poolkit.inspection import Report
+
+app = App(
+    name="poolkit",
+    help="Pooling, inspected and made fast. Without a MODEL, commands run on the built-in "
+    "example: two face networks with real weights on real photographs.",
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+
+_Inputs = Annotated[
+    list[Path] | None,
+    Parameter(name="--input", consume_multiple=True, negative="", help="Images of one size (a "
+              "float batch in 0..1), or .npy, .npz or .pt files with the arguments of forward."),
+]  # fmt: skip
+_Model = Annotated[
+    str | None,
+    Parameter(help="file.py:factory or package.module:factory. The factory returns a "
+              "torch.nn.Module, or a tuple (module, example_inputs)."),
+]  # fmt: skip
+_Json = Annotated[Path | None, Parameter(name="--json", help="Write the report as JSON too.")]
+_Seconds = Annotated[float, Parameter(help="Time to spend on measuring each layer.")]
+
+
+@app.command
+def inspect(
+    model: _Model = None,
+    *,
+    input: _Inputs = None,
+    output: Annotated[Path | None, Parameter(help="Write the report as one HTML file.")] = None,
+    json: _Json = None,
+    seconds: _Seconds = 0.4,
+) -> int:
+    """Find every pooling that a model runs, and say what each costs and what it loses."""
+    _check_targets(output, json)
+    network, inputs, name = _subject(model, input)
+    from poolkit.inspection import inspect as run_inspection
+    from poolkit.inspection.files import write_whole
+    from poolkit.inspection.terminal import lines
+
+    with _progress("inspecting") as progress:
+        report = run_inspection(
+            network, inputs, name=name, seconds=seconds, progress=progress,
+            pictures=output is not None,
+        )  # fmt: skip
+        if model is None:
+            progress("accuracy on labelled crops", len(report.layers), len(report.layers))
+            _add_lesson(report)
+    console = _console()
+    for line in lines(report, console.width):
+        console.print(line)
+    if output is not None:
+        report.to_html(output)
+        console.print(f"Report: {output}", soft_wrap=True, highlight=False, markup=False)
+    if json is not None:
+        write_whole(json, report.to_json())
+        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+@app.command
+def optimize(
+    model: _Model = None,
+    *,
+    input: _Inputs = None,
+    json: _Json = None,
+    tolerance: Annotated[float, Parameter(help="Largest relative difference of averages.")] = 1e-5,
+    seconds: _Seconds = 0.4,
+) -> int:
+    """Swap a model's pooling modules for poolkit's where equal and faster, and report each.
+
+    The command reports; in a program, call poolkit.optimize(model, example_inputs).
+    """
+    _check_targets(json)
+    network, inputs, _ = _subject(model, input)
+    from poolkit.inspection.files import write_whole
+    from poolkit.optimization import optimize as run_optimization
+    from poolkit.optimization.terminal import lines
+
+    with _progress("optimizing") as progress:
+        report = run_optimization(
+            network, inputs, tolerance=tolerance, seconds=seconds, progress=progress
+        )
+    console = _console()
+    for line in lines(report):
+        console.print(line)
+    if json is not None:
+        write_whole(json, report.to_json())
+        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+@app.command
+def bench(
+    *,
+    quick: Annotated[bool, Parameter(negative="", help="Fewer cases and rounds.")] = False,
+    json: Annotated[Path | None, Parameter(help="Write the figures as JSON.")] = None,
+    markdown: Annotated[Path | None, Parameter(help="Write the table as Markdown.")] = None,
+    threads: Annotated[
+        list[int] | None, Parameter(consume_multiple=True, negative="", help="Thread counts.")
+    ] = None,
+    cases: Annotated[str | None, Parameter(help="Names or patterns, comma-separated.")] = None,
+    peers: Annotated[str | None, Parameter(help="Names or patterns, comma-separated.")] = None,
+) -> int:
+    """Measure poolkit against its peers and against the copy of the same bytes."""
+    _check_targets(json, markdown)
+    from poolkit.benchmark import main
+
+    return main(
+        quick=quick, json=json, markdown=markdown, threads=threads, cases=cases, peers=peers
+    )
+
+
+@app.command
+def info() -> int:
+    """Say which versions are installed and which instruction set is in use."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from poolkit import kernels
+
+    rows: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("poolkit", "numpy", "torch"):
+        try:
+            rows[package] = version(package)
+        except PackageNotFoundError:
+            rows[package] = "not installed"
+    rows |= kernels.info()
+    for key, value in rows.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        print(f"{key:12} {text}")
+    return 0
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line; every failure becomes one line on stderr and a non-zero status.
+
+    With POOLKIT_TRACEBACK set to anything, an error shows where it comes from.
+    """
+    try:
+        status = app(
+            arguments, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except CycloptsError as error:
+        return _fail(str(error), 2)
+    except PoolError as error:
+        if os.environ.get("POOLKIT_TRACEBACK"):
+            raise
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone, as `head` does. What is left in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("POOLKIT_TRACEBACK"):
+            raise
+        if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "rich"):
+            return _fail(str(MissingExtraError(error.name, "inspect")), 1)
+        return _fail(f"{type(error).__name__}: {error} (POOLKIT_TRACEBACK=1 shows where)", 1)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"poolkit: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _check_targets(*paths: Path | None) -> None:
+    """Refuse a file that cannot be written before the work, not after it."""
+    from poolkit.inspection.files import check_writable
+
+    for path in paths:
+        if path is not None:
+            check_writable(path)
+
+
+def _subject(where: str | None, paths: list[Path] | None) -> tuple[nn.Module, tuple[Any, ...], str]:
+    """The model, its inputs and its name."""
+    if where is None:
+        if paths:
+            raise PoolValueError("--input needs a MODEL", "Name it as file.py:factory")
+        from poolkit.examples.detection import example
+
+        network, example_inputs = example()
+        return network, example_inputs, "MTCNN face networks"
+    from poolkit.inspection.sources import load_inputs, load_model
+
+    model, inputs = load_model(where)
+    if paths:
+        inputs = load_inputs(paths)
+    if inputs is None:
+        raise PoolValueError(
+            f"{where} comes without example inputs",
+            "Give files with --input, or return (module, example_inputs) from the factory",
+        )
+    return model, inputs, where.rpartition(":")[2]
+
+
+def _add_lesson(report: Report) -> None:
+    from poolkit.examples.detection import marked_photograph
+    from poolkit.examples.faces import accuracies
+    from poolkit.inspection import AccuracyRecord
+
+    report.accuracy = [
+        AccuracyRecord(row.network, row.torch, row.poolkit, row.averaged) for row in accuracies()
+    ]
+    report.photograph = marked_photograph()
+
+
+def _console() -> Console:
+    """Standard output; a pipe or a log file has no width of its own, so tables get room."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=120, highlight=False)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, gone when the work is done; none where there is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[layer]}", markup=False),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(what, total=None, layer="")
+
+        def tell(layer: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None, layer=layer)
+
+        yield tell

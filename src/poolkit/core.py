@@ -1,0 +1,282 @@
+"""pool(): validate once, plan (cached), dispatch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import kernels
+from .arrays import Array, arrays_of
+from .composite import composite, composite_indices
+from .dtypes import dtype_of
+from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .plan import Plan, plan_for
+from .reductions import Max, Min, Reduction, as_reduction
+from .windows import Window, as_window
+
+__all__ = ["Explanation", "explain", "pool", "pool_with_indices"]
+
+
+def pool(
+    x: Array,
+    window: Window | str,
+    reduction: Reduction | str = "max",
+    *,
+    ndim: int | None = None,
+    channels_last: bool = False,
+) -> Array:
+    """Any window with any reduction.
+
+    Args:
+        x: a NumPy array or torch tensor of any rank whose last axes are spatial; whatever is in
+            front (batch, channels, ...) is kept. For `channels_last` one more axis follows the
+            spatial ones. A torch tensor in torch's channels_last memory format needs nothing
+            said: it is pooled in that layout, and the result has it too.
+        window: which input positions each output position sees: a `Window` or its recipe.
+        reduction: how they become one value: a `Reduction`, its name, or its recipe.
+        ndim: the number of spatial axes. When the window's parameters do not fix it, the default
+            is all axes but two: a batch and channels are in front.
+
+    Returns:
+        An array of the same kind, ``(..., *window.output_shape(spatial))``. The dtype is the
+        input's for max and min, int64 for sums of integers, and floating for everything else.
+
+    Raises:
+        PoolValueError, PoolTypeError: what is wrong, with which shape, window and reduction, and
+            what to do instead.
+
+    >>> import numpy as np, poolkit
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> poolkit.pool(x, poolkit.Sliding(2), "mean")[0, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    >>> poolkit.pool(x, poolkit.Pyramid((2, 1)), "max").shape
+    (1, 1, 5)
+    """
+    try:
+        window, reduction = as_window(window), as_reduction(reduction)
+        spatial_axes = _spatial_axes(x, window, ndim, channels_last)
+        if is_torch_tensor(x):
+            from .torch import dispatch
+
+            return dispatch.pool(x, window, reduction, spatial_axes, channels_last)
+        return _pool_numpy(x, window, reduction, spatial_axes, channels_last)
+    except PoolError as error:
+        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+
+
+def pool_with_indices(
+    x: Array,
+    window: Window | str,
+    reduction: Reduction | str = "max",
+    *,
+    ndim: int | None = None,
+    channels_last: bool = False,
+) -> tuple[Array, Array]:
+    """`pool` by max or min, and where each value was found.
+
+    Args: as for `pool`.
+
+    Returns:
+        The values, and for each the flat position in the spatial axes (int64): the first of equal
+        values in row-major order, or the last NaN if there is one, as torch has it.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.pool_with_indices(np.array([[1, 7, 7, 2]]), poolkit.Sliding(4))
+    (array([[7]]), array([[1]]))
+    """
+    try:
+        window, reduction = as_window(window), as_reduction(reduction)
+        if not isinstance(reduction, (Max, Min)):
+            raise PoolTypeError("only Max and Min have positions", "Use pool() instead")
+        if window.joined:
+            raise PoolTypeError("the grids of a pyramid have no common positions", "Use one grid")
+        spatial_axes = _spatial_axes(x, window, ndim, channels_last)
+        if is_torch_tensor(x):
+            from .torch import dispatch
+
+            return dispatch.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
+        return _pool_with_indices_numpy(x, window, reduction, spatial_axes, channels_last)
+    except PoolError as error:
+        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+
+
+def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
+    """The number of spatial axes, from the argument, the window, or the rank."""
+    rank = getattr(x, "ndim", None)
+    if rank is None:
+        raise PoolTypeError(
+            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
+            "Convert it with numpy.asarray or torch.as_tensor",
+        )
+    fixed = window.ndim if window.ndim is not None else ndim
+    if ndim is not None and fixed != ndim:
+        raise PoolTypeError(f"ndim={ndim} was asked for, the window has {fixed} axes", "Drop one")
+    axes = rank - 2 if fixed is None else fixed
+    if axes < 1 or rank < axes + int(channels_last):
+        hint = "" if fixed is not None else " (a batch and channels are taken to be in front)"
+        raise PoolValueError(
+            f"an input of rank {rank} leaves {rank if fixed is not None else axes} spatial axes"
+            f"{hint}, {axes if fixed is not None else 'at least 1'} needed",
+            "Pass ndim=, or a window with one size for each spatial axis",
+        )
+    return axes
+
+
+def _spatial_shape(x: Array, axes: int, channels_last: bool) -> tuple[int, ...]:
+    end = x.ndim - int(channels_last)
+    return tuple(x.shape[end - axes : end])
+
+
+def _plans(
+    x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
+) -> list[Plan]:
+    shape, dtype = _spatial_shape(x, axes, channels_last), dtype_of(x)
+    return [plan_for(grid, reduction, shape, dtype.name) for grid in window.grids()]
+
+
+def _checked_numpy(x: Any) -> np.ndarray:
+    if isinstance(x, np.ma.MaskedArray):
+        raise PoolTypeError(
+            "a masked array would be pooled without its mask", "Fill it first: x.filled(value)"
+        )
+    if not isinstance(x, np.ndarray):
+        raise PoolTypeError(
+            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
+            "Convert it with numpy.asarray",
+        )
+    dtype_of(x)
+    return np.ascontiguousarray(x)
+
+
+def _pool_numpy(
+    x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
+) -> np.ndarray:
+    x = _checked_numpy(x)
+    results = []
+    for plan in _plans(x, window, reduction, axes, channels_last):
+        if plan.native is None:
+            result = composite(x, plan.axes, reduction, channels_last=channels_last)
+        else:
+            result = _run_numpy(plan, x, channels_last)
+        results.append(result)
+    return _join(results, axes, channels_last) if window.joined else results[0]
+
+
+def _layout(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...], int, int]:
+    """The result's shape, and the sizes in front of and behind the spatial axes."""
+    end = x.ndim - int(channels_last)
+    lead, inner = tuple(x.shape[: end - len(plan.axes)]), tuple(x.shape[end:])
+    return (*lead, *plan.output, *inner), math.prod(lead), math.prod(inner)
+
+
+def _run_numpy(plan: Plan, x: np.ndarray, channels_last: bool) -> np.ndarray:
+    shape, outer, inner = _layout(x, plan, channels_last)
+    out = np.empty(shape, dtype=plan.result)
+    assert plan.native is not None
+    plan.native.forward(x.ctypes.data, out.ctypes.data, 0, outer, inner, kernels.num_threads())
+    return out
+
+
+def _pool_with_indices_numpy(
+    x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    x = _checked_numpy(x)
+    (plan,) = _plans(x, window, reduction, axes, channels_last)
+    if any((span.count == 0).any() for span in plan.axes):
+        raise PoolValueError(
+            "a window lies wholly in the padding, so its value has no position",
+            "Use less padding, or pool() without positions",
+        )
+    if plan.native is None:
+        values = composite(x, plan.axes, reduction, channels_last=channels_last)
+        return values, composite_indices(x, plan.axes, reduction, channels_last=channels_last)
+    shape, outer, inner = _layout(x, plan, channels_last)
+    threads = kernels.num_threads()
+    out = np.empty(shape, dtype=plan.result)
+    positions = np.empty(shape, dtype=f"uint{8 * plan.native.position_bytes}")
+    indices = np.empty(shape, dtype=np.int64)
+    plan.native.forward(
+        x.ctypes.data, out.ctypes.data, positions.ctypes.data, outer, inner, threads
+    )
+    plan.native.indices(positions.ctypes.data, indices.ctypes.data, outer, inner, threads)
+    return out, indices
+
+
+def _join(results: list[Array], axes: int, channels_last: bool) -> Array:
+    """The grids of a pyramid, flattened and concatenated."""
+    flat = []
+    for result in results:
+        end = result.ndim - int(channels_last)
+        flat.append(result.reshape((*result.shape[: end - axes], -1, *result.shape[end:])))
+    return arrays_of(flat[0]).join(flat, flat[0].ndim - 1 - int(channels_last))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which path a call takes, and why.
+
+    Attributes:
+        path: "native", "aten" or "composite".
+        why: the reason, in one sentence.
+        output_shape, output_dtype: of the result.
+        position_bytes: bytes saved per output to train through a max or min, else 0.
+        isa, threads: what the native path uses.
+    """
+
+    path: str
+    why: str
+    output_shape: tuple[int, ...]
+    output_dtype: str
+    position_bytes: int
+    isa: str
+    threads: int
+
+    def __str__(self) -> str:
+        where = f" ({self.isa}, {self.threads} threads)" if self.path == "native" else ""
+        return (
+            f"{self.path}{where}: {self.why}; "
+            f"gives {self.output_dtype} {self.output_shape}"
+        )
+
+
+def explain(
+    x: Array,
+    window: Window | str,
+    reduction: Reduction | str = "max",
+    *,
+    ndim: int | None = None,
+    channels_last: bool = False,
+) -> Explanation:
+    """Which path `pool` would take for these arguments, and why. Nothing is computed.
+
+    >>> import numpy as np, poolkit
+    >>> x = np.zeros((1, 8, 32, 32), dtype=np.float32)
+    >>> poolkit.explain(x, poolkit.Sliding(2), "median").path
+    'composite'
+    """
+    try:
+        window, reduction = as_window(window), as_reduction(reduction)
+        axes = _spatial_axes(x, window, ndim, channels_last)
+        plans = _plans(x, window, reduction, axes, channels_last)
+        shape, _, _ = _layout(x, plans[0], channels_last)
+        if window.joined:
+            lead = x.ndim - axes - int(channels_last)
+            spatial = _spatial_shape(x, axes, channels_last)
+            shape = (*x.shape[:lead], *window.output_shape(spatial), *x.shape[lead + axes :])
+        path, why = ("native" if plans[0].native else "composite"), plans[0].why
+        threads = kernels.num_threads()
+        if is_torch_tensor(x):
+            from .torch import dispatch
+
+            path, why, threads = dispatch.route(x, window, reduction, plans[0])
+        native = plans[0].native
+        saved = native.position_bytes if native and isinstance(reduction, (Max, Min)) else 0
+        return Explanation(
+            path, why, tuple(shape), plans[0].result, saved, kernels.info()["isa"], threads
+        )
+    except PoolError as error:
+        raise error.during(f"{describe(x)} with {window} and {reduction}") from None

@@ -1,0 +1,90 @@
+"""The one exception family, and the one place where context is added to a message.
+
+Inner code raises a short fact (``kernel_size must be at least 1, got 0``); the public entry point
+adds once what was being pooled (`during`), so that every message reads: what is wrong, while
+pooling which shape with which window and reduction, and what to do instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["MissingExtraError", "PoolError", "PoolTypeError", "PoolValueError"]
+
+
+class PoolError(Exception):
+    """Anything that poolkit refuses to do.
+
+    Every instance is also a `ValueError` or a `TypeError` (or, for a package that is not
+    installed, an `ImportError`), so that code written against torch or NumPy keeps catching it.
+
+    Args:
+        what: the fact, without a final full stop.
+        instead: what to do about it.
+
+    >>> import poolkit
+    >>> poolkit.Sliding(0)
+    Traceback (most recent call last):
+    ...
+    poolkit.errors.PoolValueError: kernel_size must be at least 1, got 0. Give a positive size.
+    """
+
+    def __init__(self, what: str, instead: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.instead = instead
+        self.context = ""
+
+    def __str__(self) -> str:
+        where = f", while pooling {self.context}" if self.context else ""
+        remedy = f" {self.instead.rstrip('.')}." if self.instead else ""
+        return f"{self.what}{where}.{remedy}"
+
+    def during(self, context: str) -> PoolError:
+        """This error with its context filled in, unless an inner call has done so."""
+        self.context = self.context or context
+        return self
+
+
+class PoolValueError(PoolError, ValueError):
+    """A value, a shape or a size that cannot be pooled."""
+
+
+class PoolTypeError(PoolError, TypeError):
+    """A type or a dtype that cannot be pooled."""
+
+
+class MissingExtraError(PoolError, ImportError):
+    """A part of poolkit needs a package that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this part of poolkit needs the package '{package}', which is not installed",
+            f"Install it with: pip install 'poolkit[{extra}]'",
+        )
+
+
+def describe(x: Any) -> str:
+    """``float32 (1, 3, 8, 8)``: how an array is named in a message."""
+    shape = getattr(x, "shape", None)
+    if shape is None:
+        return f"a {type(x).__name__}"
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(shape)}"
+
+
+@contextmanager
+def context(x: Any, window: object, reduction: object) -> Iterator[None]:
+    """Adds to any `PoolError` raised inside what was being pooled, and drops the inner frames."""
+    try:
+        yield
+    except PoolError as error:
+        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+
+
+def is_torch_tensor(x: object) -> bool:
+    """Whether `x` is a torch tensor, found out without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)

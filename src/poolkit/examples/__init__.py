@@ -1,0 +1,1 @@
+"""Worked examples that the command line runs when no model is given."""

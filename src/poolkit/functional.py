@@ -1,0 +1,638 @@
+"""Torch's names, and their kin, on NumPy arrays and torch tensors alike.
+
+Each function is a short name for ``pool(x, window, reduction)``. Signatures, shapes, indices and
+dtypes are those of ``torch.nn.functional``, with three differences, in which torch is wrong or
+has no answer: `lp_pool*` takes |x| for every norm and does not scale up windows that hang over
+the end; an average of integers is floating; ``padding`` may also be ``"same"`` or one
+``(before, after)`` pair for each axis, of any amount, on every operator that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import fractional, unpool
+from .arrays import Array
+from .core import pool, pool_with_indices
+from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .reductions import Lp, Max, Mean, Min, Reduction, Sum
+from .windows import Adaptive, Global, Sliding, Window
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
+    "global_avg_pool1d",
+    "global_avg_pool2d",
+    "global_avg_pool3d",
+    "global_max_pool1d",
+    "global_max_pool2d",
+    "global_max_pool3d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+    "min_pool1d",
+    "min_pool2d",
+    "min_pool3d",
+    "sum_pool1d",
+    "sum_pool2d",
+    "sum_pool3d",
+]
+
+Size = int | Sequence[int]
+MAX, MIN, SUM, MEAN = Max(), Min(), Sum(), Mean()
+GLOBAL = Global()
+
+_windows: dict[tuple[Any, ...], Window] = {}
+
+
+def _sliding(
+    ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Window:
+    """The window of these arguments, made once."""
+    key = (ndim, kernel_size, stride, padding, dilation, ceil_mode)
+    try:
+        return _windows[key]
+    except KeyError:
+        pass
+    except TypeError:  # lists
+        key = ()
+    window = Sliding(kernel_size, stride, padding, dilation, bool(ceil_mode))
+    if window.ndim not in (None, ndim):
+        raise PoolValueError(
+            f"{window} has {window.ndim} axes, this function pools {ndim}",
+            f"Give one integer, or {ndim}",
+        )
+    _check_torch_padding(window, ndim)
+    if key and len(_windows) < 4096:
+        _windows[key] = window
+    return window
+
+
+def _check_torch_padding(window: Sliding, ndim: int) -> None:
+    """Torch's rule for padding in torch's form; pairs and "same" may be of any amount."""
+    padding = window.padding
+    pads = padding if isinstance(padding, tuple) else (padding,)
+    if isinstance(padding, str) or any(isinstance(pad, tuple) for pad in pads):
+        return
+    kernel, _, dilation = window._sizes(ndim)
+    for axis, (k, d) in enumerate(zip(kernel, dilation, strict=True)):
+        pad, reach = pads[axis % len(pads)], (k - 1) * d + 1
+        if pad > reach // 2:
+            raise PoolValueError(
+                f"padding {pad} is more than half of the window of {reach} positions",
+                f"Padding by the same amount on both sides goes up to {reach // 2}, as in torch; "
+                f"write {((pad, pad),) * ndim} if a window may lie in the padding",
+            )
+
+
+def _check_rank(input: Array, ndim: int) -> None:
+    rank = getattr(input, "ndim", None)
+    if rank is None:
+        raise PoolTypeError(
+            f"a NumPy array or a torch tensor was expected, got {type(input).__name__}",
+            "Convert it with numpy.asarray or torch.as_tensor",
+        )
+    if rank == ndim + 2 or rank == ndim + 1:
+        if 0 in tuple(input.shape)[1 if rank == ndim + 2 else 0 :]:
+            raise PoolValueError(
+                f"the shape {tuple(input.shape)} has an axis without elements",
+                "Only the batch may be empty",
+            )
+        return
+    if rank < ndim or is_torch_tensor(input):
+        raise PoolValueError(
+            f"an input of rank {ndim + 1} (channels first) or {ndim + 2} (a batch first) was "
+            f"expected, got rank {rank}",
+            "Add or remove axes, or use poolkit.pool, which takes any number in front",
+        )
+
+
+def _run(
+    ndim: int, input: Array, window: Window, reduction: Reduction, return_indices: bool = False
+) -> Any:
+    try:
+        _check_rank(input, ndim)
+    except PoolError as error:
+        raise error.during(f"{describe(input)} with {window} and {reduction}") from None
+    if return_indices:
+        return pool_with_indices(input, window, reduction, ndim=ndim)
+    return pool(input, window, reduction, ndim=ndim)
+
+
+def max_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The largest value of each window, by torch's rules.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), of any dtype but complex.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+        return_indices: whether to return the flat position of each value too (int64).
+
+    Returns:
+        The values in the input's dtype, or (values, indices).
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> x = np.arange(1, 17.0).reshape(1, 4, 4)
+    >>> poolkit.max_pool2d(x, 2)
+    array([[[ 6.,  8.],
+            [14., 16.]]])
+    """
+    window = _sliding(2, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(2, input, window, MAX, return_indices)
+
+
+def max_pool1d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`max_pool2d` over one axis: (N, C, L) or (C, L)."""
+    window = _sliding(1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(1, input, window, MAX, return_indices)
+
+
+def max_pool3d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    window = _sliding(3, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(3, input, window, MAX, return_indices)
+
+
+def min_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The smallest value of each window, by torch's rules.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), of any dtype but complex.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+        return_indices: whether to return the flat position of each value too (int64).
+
+    Returns:
+        The values in the input's dtype, or (values, indices).
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.min_pool2d(np.arange(1, 17).reshape(1, 4, 4), 2)
+    array([[[ 1,  3],
+            [ 9, 11]]])
+    """
+    window = _sliding(2, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(2, input, window, MIN, return_indices)
+
+
+def min_pool1d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`min_pool2d` over one axis: (N, C, L) or (C, L)."""
+    window = _sliding(1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(1, input, window, MIN, return_indices)
+
+
+def min_pool3d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`min_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    window = _sliding(3, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(3, input, window, MIN, return_indices)
+
+
+def avg_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """The mean of each window, by torch's rules.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        kernel_size, stride, padding, ceil_mode: as for `poolkit.Sliding`.
+        count_include_pad: whether padding counts in the divisor.
+        divisor_override: divides every sum by this instead.
+
+    Returns:
+        The means, in the input's dtype; float32 for integers.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> x = np.arange(1, 17.0).reshape(1, 4, 4)
+    >>> poolkit.avg_pool2d(x, 2)
+    array([[[ 3.5,  5.5],
+            [11.5, 13.5]]])
+    """
+    window = _sliding(2, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(2, input, window, _mean(count_include_pad, divisor_override))
+
+
+def avg_pool1d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array:
+    """`avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    window = _sliding(1, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(1, input, window, MEAN if count_include_pad else Mean(False))
+
+
+def avg_pool3d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """`avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    window = _sliding(3, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(3, input, window, _mean(count_include_pad, divisor_override))
+
+
+def _mean(count_include_pad: bool, divisor: int | None) -> Mean:
+    if count_include_pad and divisor is None:
+        return MEAN
+    return Mean(count_include_pad=bool(count_include_pad), divisor=divisor)
+
+
+def sum_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """The sum of each window.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+
+    Returns:
+        The sums, in the input's dtype; int64 for integers and bools.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.sum_pool2d(np.ones((1, 4, 4), dtype=np.int8), 2)
+    array([[[4, 4],
+            [4, 4]]])
+    """
+    return _run(2, input, _sliding(2, kernel_size, stride, padding, dilation, ceil_mode), SUM)
+
+
+def sum_pool1d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """`sum_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _run(1, input, _sliding(1, kernel_size, stride, padding, dilation, ceil_mode), SUM)
+
+
+def sum_pool3d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """`sum_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _run(3, input, _sliding(3, kernel_size, stride, padding, dilation, ceil_mode), SUM)
+
+
+def lp_pool2d(
+    input: Array,
+    norm_type: float,
+    kernel_size: Size,
+    stride: Size | None = None,
+    ceil_mode: bool = False,
+) -> Array:
+    """The p-norm of each window, ``(Σ |x|^p)^(1/p)``.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        norm_type: the p, above 0.
+        kernel_size, stride, ceil_mode: as for `poolkit.Sliding`.
+
+    Returns:
+        The norms, in the input's dtype; float32 for integers.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.lp_pool2d(np.array([[[3.0, 0.0], [0.0, -4.0]]]), 2, 2)
+    array([[[5.]]])
+    """
+    return _run(2, input, _sliding(2, kernel_size, stride, 0, 1, ceil_mode), Lp(norm_type))
+
+
+def lp_pool1d(
+    input: Array,
+    norm_type: float,
+    kernel_size: Size,
+    stride: Size | None = None,
+    ceil_mode: bool = False,
+) -> Array:
+    """`lp_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _run(1, input, _sliding(1, kernel_size, stride, 0, 1, ceil_mode), Lp(norm_type))
+
+
+def lp_pool3d(
+    input: Array,
+    norm_type: float,
+    kernel_size: Size,
+    stride: Size | None = None,
+    ceil_mode: bool = False,
+) -> Array:
+    """`lp_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _run(3, input, _sliding(3, kernel_size, stride, 0, 1, ceil_mode), Lp(norm_type))
+
+
+def _adaptive(ndim: int, output_size: Any) -> Window:
+    window = Adaptive(output_size)
+    if window.ndim not in (None, ndim):
+        if window.ndim != 1:
+            raise PoolValueError(
+                f"{window} has {window.ndim} axes, this function pools {ndim}",
+                f"Give one integer, or {ndim}",
+            )
+        window = Adaptive(window.output_size * ndim)
+    return window
+
+
+def adaptive_max_pool2d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest value of each of `output_size` bins.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        output_size: one integer, or one for each axis; None keeps an axis. See `Adaptive`.
+        return_indices: whether to return the flat position of each value too (int64).
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.adaptive_max_pool2d(np.arange(9).reshape(1, 3, 3), 2)
+    array([[[4, 5],
+            [7, 8]]])
+    """
+    return _run(2, input, _adaptive(2, output_size), MAX, return_indices)
+
+
+def adaptive_max_pool1d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
+    """`adaptive_max_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _run(1, input, _adaptive(1, output_size), MAX, return_indices)
+
+
+def adaptive_max_pool3d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
+    """`adaptive_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _run(3, input, _adaptive(3, output_size), MAX, return_indices)
+
+
+def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
+    """The mean of each of `output_size` bins.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        output_size: one integer, or one for each axis; None keeps an axis. See `Adaptive`.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.adaptive_avg_pool2d(np.arange(9.0).reshape(1, 3, 3), (1, None))
+    array([[[3., 4., 5.]]])
+    """
+    return _run(2, input, _adaptive(2, output_size), MEAN)
+
+
+def adaptive_avg_pool1d(input: Array, output_size: Any) -> Array:
+    """`adaptive_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _run(1, input, _adaptive(1, output_size), MEAN)
+
+
+def adaptive_avg_pool3d(input: Array, output_size: Any) -> Array:
+    """`adaptive_avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _run(3, input, _adaptive(3, output_size), MEAN)
+
+
+def global_max_pool2d(input: Array, keepdim: bool = True) -> Array:
+    """The largest value over all of the spatial axes.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        keepdim: whether the spatial axes stay, each with one element.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.global_max_pool2d(np.arange(1, 17.0).reshape(1, 4, 4), keepdim=False)
+    array([16.])
+    """
+    return _without_ones(_run(2, input, GLOBAL, MAX), 2, keepdim)
+
+
+def global_max_pool1d(input: Array, keepdim: bool = True) -> Array:
+    """`global_max_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _without_ones(_run(1, input, GLOBAL, MAX), 1, keepdim)
+
+
+def global_max_pool3d(input: Array, keepdim: bool = True) -> Array:
+    """`global_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _without_ones(_run(3, input, GLOBAL, MAX), 3, keepdim)
+
+
+def global_avg_pool2d(input: Array, keepdim: bool = True) -> Array:
+    """The mean over all of the spatial axes.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        keepdim: whether the spatial axes stay, each with one element.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.global_avg_pool2d(np.arange(1, 17.0).reshape(1, 4, 4))
+    array([[[8.5]]])
+    """
+    return _without_ones(_run(2, input, GLOBAL, MEAN), 2, keepdim)
+
+
+def global_avg_pool1d(input: Array, keepdim: bool = True) -> Array:
+    """`global_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _without_ones(_run(1, input, GLOBAL, MEAN), 1, keepdim)
+
+
+def global_avg_pool3d(input: Array, keepdim: bool = True) -> Array:
+    """`global_avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _without_ones(_run(3, input, GLOBAL, MEAN), 3, keepdim)
+
+
+def _without_ones(pooled: Array, ndim: int, keepdim: bool) -> Array:
+    return pooled if keepdim else pooled.reshape(tuple(pooled.shape)[: pooled.ndim - ndim])
+
+
+def max_unpool2d(
+    input: Array,
+    indices: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    output_size: Sequence[int] | None = None,
+) -> Array:
+    """The partial inverse of `max_pool2d`: puts each value where its index says, zeros elsewhere.
+
+    Args:
+        input: values, as `max_pool2d` returns them.
+        indices: their positions (int64), of the same shape.
+        kernel_size, stride, padding: of the pooling that is undone.
+        output_size: the spatial shape of the result where several sizes pool to the input's.
+
+    Raises:
+        PoolError: for shapes that do not fit and indices outside the output.
+
+    >>> import numpy as np, poolkit
+    >>> values, where = poolkit.max_pool2d(np.array([[[1, 2], [4, 3]]]), 2, return_indices=True)
+    >>> poolkit.max_unpool2d(values, where, 2)
+    array([[[0, 0],
+            [4, 0]]])
+    """
+    return unpool.max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool1d(
+    input: Array,
+    indices: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    output_size: Sequence[int] | None = None,
+) -> Array:
+    """`max_unpool2d` over one axis: (N, C, L) or (C, L)."""
+    return unpool.max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool3d(
+    input: Array,
+    indices: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    output_size: Sequence[int] | None = None,
+) -> Array:
+    """`max_unpool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return unpool.max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
+
+
+def fractional_max_pool2d(
+    input: Array,
+    kernel_size: Size,
+    output_size: Size | None = None,
+    output_ratio: float | Sequence[float] | None = None,
+    return_indices: bool = False,
+    _random_samples: Array | None = None,
+) -> Any:
+    """The largest value of windows at pseudo-random places, so that the output may be any
+    fraction of the input's size (Graham, "Fractional max-pooling", 2014).
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        kernel_size: positions of each window.
+        output_size, output_ratio: the spatial shape of the result, or its share of the input's
+            (between 0 and 1): give one of the two.
+        return_indices: whether to return the flat position of each value too (int64).
+        _random_samples: numbers in [0, 1), (N, C, 2), in place of random ones.
+
+    Raises:
+        PoolError: for shapes and sizes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.fractional_max_pool2d(np.zeros((1, 3, 9, 9)), 2, output_ratio=0.7).shape
+    (1, 3, 6, 6)
+    """
+    return fractional.fractional_max_pool(
+        2, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
+    )
+
+
+def fractional_max_pool3d(
+    input: Array,
+    kernel_size: Size,
+    output_size: Size | None = None,
+    output_ratio: float | Sequence[float] | None = None,
+    return_indices: bool = False,
+    _random_samples: Array | None = None,
+) -> Any:
+    """`fractional_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return fractional.fractional_max_pool(
+        3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
+    )

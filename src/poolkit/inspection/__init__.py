@@ -1,0 +1,20 @@
+"""Find every pooling that a model really runs, and say what each costs and what it loses.
+
+>>> import torch
+>>> from torch import nn
+>>> from poolkit.inspection import inspect
+>>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
+>>> report = inspect(model, torch.zeros(1, 3, 10, 10), seconds=0)
+>>> [(layer.name, layer.window, layer.out_shape) for layer in report.layers]
+[('1', '2×2', [1, 4, 4, 4])]
+"""
+
+from poolkit.inspection.inspector import inspect
+from poolkit.inspection.report import (
+    AccuracyRecord,
+    LayerRecord,
+    Photograph,
+    Report,
+)
+
+__all__ = ["AccuracyRecord", "LayerRecord", "Photograph", "Report", "inspect"]

@@ -1,0 +1,50 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from poolkit.errors import PoolValueError
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write ``data`` to ``path``: under another name first, so no reader sees half of it.
+
+    Raises PoolValueError if the folder does not exist or cannot be written to; an older file of
+    that name is then as it was.
+    """
+    check_writable(path)
+    payload = data.encode() if isinstance(data, str) else data
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(payload)
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise PoolValueError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def check_writable(path: Path) -> None:
+    """Raise PoolValueError now if ``path`` cannot be written later, after minutes of work."""
+    if path.is_dir():
+        raise PoolValueError(f"cannot write {path}: it is a folder", "Name a file")
+    if not path.parent.is_dir():
+        raise PoolValueError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PoolValueError(f"cannot write {path}: no permission in {path.parent}")
+
+
+def _mode(path: Path) -> int:
+    """The mode of the file replaced, or what a new file gets: a temporary one is private."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

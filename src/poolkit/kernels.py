@@ -1,0 +1,125 @@
+"""From a plan to a native call: addresses, sizes and a thread count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _native
+from .dtypes import DType
+from .errors import PoolValueError
+from .reductions import Mean, Reduction
+from .windows import Spans
+
+__all__ = ["NativeKernel", "info", "native_kernel", "num_threads", "set_num_threads", "use_isa"]
+
+_threads: int | None = None
+
+
+def num_threads() -> int:
+    """Threads used on NumPy arrays: `set_num_threads`, else OMP_NUM_THREADS, else the cores that
+    this process may use. On torch tensors ``torch.get_num_threads()`` decides."""
+    global _threads
+    if _threads is None:
+        setting = os.environ.get("OMP_NUM_THREADS", "")
+        if setting.isdigit() and int(setting) > 0:
+            _threads = int(setting)
+        elif hasattr(os, "sched_getaffinity"):
+            _threads = len(os.sched_getaffinity(0))
+        else:
+            _threads = os.cpu_count() or 1
+    return _threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets the threads used on NumPy arrays.
+
+    Raises:
+        PoolValueError: for fewer than 1.
+    """
+    global _threads
+    if threads < 1:
+        raise PoolValueError(f"threads must be at least 1, got {threads}", "Give a positive number")
+    _threads = threads
+
+
+def use_isa(name: str) -> None:
+    """Forces one of ``info()["available"]``: every instruction set gives the same bits.
+
+    The environment variable POOLKIT_ISA does the same at start.
+
+    Raises:
+        PoolValueError: if this machine or this build does not have it.
+    """
+    if not _native.use_isa(name):
+        raise PoolValueError(
+            f"the instruction set {name!r} is not available here",
+            f"One of: {', '.join(_native.available_isas())}",
+        )
+
+
+def info() -> dict[str, Any]:
+    """The instruction set in use, those available, and the threads for NumPy arrays."""
+    return {
+        "isa": _native.isa(),
+        "available": list(_native.available_isas()),
+        "threads": num_threads(),
+    }
+
+
+class NativeKernel:
+    """The compiled kernel of one plan.
+
+    Addresses are those of contiguous arrays of shape (outer, *spatial, inner): `inner` is 1 for
+    channels in front, and the channels for channels behind.
+    """
+
+    __slots__ = ("_plan", "forward", "indices", "position_bytes", "scatter")
+
+    def __init__(self, plan: Any) -> None:
+        self._plan = plan
+        # forward(x, out, positions or 0, outer, inner, threads)
+        self.forward = plan.forward
+        # indices(positions, out, outer, inner, threads): flat spatial positions, int64
+        self.indices = plan.indices
+        # scatter(grad_out, positions, grad_in, outer, inner, threads)
+        self.scatter = plan.scatter
+        self.position_bytes: int = plan.position_bytes
+
+
+def native_kernel(
+    reduction: Reduction, axes: Sequence[Spans], dtype: DType, result: str
+) -> NativeKernel | None:
+    """The kernel of a reduction over these spans, or None where there is none."""
+    kernel = reduction.kernel
+    if kernel is None or not 1 <= len(axes) <= _native.MAX_AXES:
+        return None
+    divisors: list[np.ndarray] = []
+    if isinstance(reduction, Mean):
+        divisors = [
+            span.padded if reduction.count_include_pad else span.count for span in axes
+        ]
+        if reduction.divisor is not None:
+            divisors = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
+            divisors[0] = divisors[0] * int(reduction.divisor)
+    storage = "uint8" if dtype.kind == "bool" else dtype.name
+    stored_result = "uint8" if result == "bool" else result
+    if not _native.has_kernel(kernel.name, storage, stored_result):
+        return None
+    plan = _native.Plan(
+        kernel.name,
+        storage,
+        stored_result,
+        kernel.exponent,
+        [span.size for span in axes],
+        [np.ascontiguousarray(span.begin, dtype=np.int64) for span in axes],
+        [np.ascontiguousarray(span.count, dtype=np.int64) for span in axes],
+        [span.step for span in axes],
+        [np.ascontiguousarray(d, dtype=np.int64) for d in divisors],
+    )
+    return NativeKernel(plan)
+
+

@@ -1,0 +1,113 @@
+"""Whether a replacement answers as the original does: outputs, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from poolkit.inspection.trace import tensors_in
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two results are apart; ``problem`` is empty if they are close enough."""
+
+    error: float
+    problem: str = ""
+
+    def join(self, other: Difference) -> Difference:
+        return Difference(max(self.error, other.error), self.problem or other.problem)
+
+
+def compare_modules(
+    original: nn.Module,
+    replacement: nn.Module,
+    args: tuple[Any, ...],
+    tolerance: float,
+    exact: bool,
+) -> Difference:
+    """Compare outputs and gradients of two modules on the same arguments.
+
+    ``exact`` asks for the same bits of the outputs, as max and min can and must give. Gradients
+    are compared within ``tolerance``: where windows overlap they are sums.
+    """
+    theirs, ours = _with_gradient(original, args), _with_gradient(replacement, args)
+    found = compare_outputs(theirs[0], ours[0], 0.0 if exact else tolerance)
+    if found.problem:
+        return Difference(found.error, f"outputs {found.problem}")
+    gradient = compare_outputs(theirs[1], ours[1], tolerance)
+    if gradient.problem:
+        return Difference(gradient.error, f"gradients {gradient.problem}")
+    return found.join(gradient)
+
+
+def compare_outputs(expected: Any, actual: Any, tolerance: float) -> Difference:
+    """Compare nested outputs; ``tolerance`` is relative to the largest value, 0 asks for bits."""
+    first, second = list(tensors_in(expected)), list(tensors_in(actual))
+    if len(first) != len(second):
+        return Difference(float("inf"), f"are {len(second)} tensors instead of {len(first)}")
+    worst = Difference(0.0)
+    for a, b in zip(first, second, strict=True):
+        worst = worst.join(_compare(a, b, tolerance))
+    return worst
+
+
+def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> Difference:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        was, now = (f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in (a, b))
+        return Difference(float("inf"), f"are {now} instead of {was}")
+    if not a.numel():
+        return Difference(0.0)
+    x, y = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+    # NaN against NaN and inf against inf are equal, and their difference is NaN.
+    same = (x == y) | (x.isnan() & y.isnan())
+    error = float(torch.where(same, 0.0, (x - y).abs()).nan_to_num(nan=float("inf")).max())
+    finite = x.abs()[x.isfinite()]
+    allowed = tolerance * max(1.0, float(finite.max()) if len(finite) else 1.0)
+    if error > allowed:
+        return Difference(error, f"differ by {error:.3g}, more than {allowed:.3g}")
+    if tolerance == 0 and a.is_floating_point() and not _same_sign_of_zero(a, b):
+        return Difference(error, "differ in the sign of a zero")
+    return Difference(error)
+
+
+def _same_sign_of_zero(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.signbit() & (a == 0), b.signbit() & (b == 0))
+
+
+def _with_gradient(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    x = args[0].detach()
+    with fixed_randomness():
+        if not x.is_floating_point():
+            return module(*args), ()
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.enable_grad():
+            out = module(leaf, *args[1:])
+        first = next(tensors_in(out))
+        if not first.requires_grad:
+            return out, ()
+        # Different weights for different outputs: with ones, gradients that go to the wrong
+        # place within a window could still add up.
+        weights = torch.linspace(0.5, 1.5, first.numel(), dtype=first.dtype, device=first.device)
+        (gradient,) = torch.autograd.grad(first, leaf, weights.reshape(first.shape))
+    return out, gradient
+
+
+@contextmanager
+def fixed_randomness(seed: int = 0) -> Iterator[None]:
+    """The same random numbers inside every time; the caller's generators are left as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def reproducible(call: Callable[[], Any]) -> Any:
+    """Run ``call`` with the same random numbers every time, without gradients."""
+    with fixed_randomness(), torch.no_grad():
+        return call()

@@ -1,0 +1,112 @@
+"""A plan: everything about a call that does not depend on the values, worked out once.
+
+Plans are cached by (window, reduction, spatial shape, dtype, layout). What is validated here is
+not validated again on the way down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from .dtypes import DTYPES, DType
+from .errors import PoolTypeError
+from .kernels import NativeKernel, native_kernel
+from .reductions import Reduction
+from .windows import Spans, Window
+
+__all__ = ["Plan", "plan_for"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one grid of windows is pooled over inputs of one spatial shape and dtype.
+
+    Attributes:
+        axes: the spans along each axis.
+        output: the spatial shape of the result.
+        result: the result's dtype.
+        native: the compiled kernel, or None.
+        why: one sentence on why there is a kernel or none.
+    """
+
+    window: Window
+    reduction: Reduction
+    dtype: DType
+    shape: tuple[int, ...]
+    axes: tuple[Spans, ...]
+    output: tuple[int, ...]
+    result: str
+    native: NativeKernel | None
+    why: str
+
+    @cached_property
+    def transposed(self) -> Plan:
+        """The plan of the gradient of a sum: from the output's shape back to the input's.
+
+        Works in the dtype of the result, as the gradient does.
+        """
+        from .reductions import Sum
+
+        axes = tuple(span.transposed() for span in self.axes)
+        dtype = DTYPES[self.result]
+        return Plan(
+            self.window,
+            Sum(),
+            dtype,
+            self.output,
+            axes,
+            self.shape,
+            dtype.name,
+            native_kernel(Sum(), axes, dtype, dtype.name),
+            "the gradient of a sum is a sum over the transposed window",
+        )
+
+    @cached_property
+    def divisors(self) -> np.ndarray | int:
+        """What each output of a mean is divided by: one number if they all agree."""
+        divisor = getattr(self.reduction, "divisor", None)
+        if divisor is not None:
+            return int(divisor)
+        counts = np.ones((), dtype=np.int64)
+        for span in self.axes:
+            include = getattr(self.reduction, "count_include_pad", False)
+            counts = counts[..., None] * (span.padded if include else span.count)
+        first = counts.flat[0] if counts.size else 1
+        return int(first) if (counts == first).all() else counts
+
+
+@lru_cache(maxsize=2048)
+def plan_for(
+    window: Window, reduction: Reduction, shape: tuple[int, ...], dtype_name: str
+) -> Plan:
+    """The plan of a window that has a single grid.
+
+    Raises:
+        PoolError: if the window does not fit the shape, or the reduction the dtype.
+    """
+    dtype = DTYPES[dtype_name]
+    if reduction.result_dtype(dtype) == "bool" and dtype.kind != "bool":
+        raise PoolTypeError(f"{reduction} of {dtype.name} has no meaning")
+    axes = window.axes(shape)
+    result = reduction.result_dtype(dtype)
+    native = native_kernel(reduction, axes, dtype, result)
+    if native is not None:
+        why = f"{reduction} of {dtype.name} has a kernel"
+    elif reduction.kernel is None:
+        why = f"{reduction} has no kernel: its algebra runs in whole-array operations"
+    else:
+        why = f"{reduction} of {dtype.name} to {result} has no kernel"
+    return Plan(
+        window,
+        reduction,
+        dtype,
+        shape,
+        axes,
+        tuple(len(span.begin) for span in axes),
+        result,
+        native,
+        why,
+    )

@@ -1,0 +1,67 @@
+"""Windows and reductions as text: a `repr` that is a call, and back.
+
+``Sliding(3, stride=2)`` is what a person reads in a message, what an exported graph stores, and
+what a configuration file holds; all three are the same string.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import MISSING, fields
+from typing import Any
+
+from .errors import PoolValueError
+
+__all__ = ["Recipe", "build"]
+
+
+class Recipe:
+    """Base of the frozen dataclasses that are written and read as a call."""
+
+    def __repr__(self) -> str:
+        arguments = []
+        for place, field in enumerate(fields(self)):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is not MISSING and value == field.default:
+                continue
+            positional = place == 0 and field.default is MISSING
+            arguments.append(repr(value) if positional else f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def build(text: str, registry: dict[str, type], kind: str) -> Any:
+    """The object that a recipe names: ``"gem"``, ``"GeM"`` or ``"GeM(p=4)"``.
+
+    Only literals are read; nothing is executed.
+
+    Raises:
+        PoolValueError: for text that is not a call, or a name that is not registered.
+    """
+    try:
+        node = ast.parse(text, mode="eval").body
+        if isinstance(node, ast.Name):
+            node = ast.Call(func=node, args=[], keywords=[])
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        name = node.func.id
+        args = [ast.literal_eval(arg) for arg in node.args]
+        options = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+    except (SyntaxError, ValueError):
+        raise PoolValueError(
+            f"{text!r} is not a {kind}", f"Write a name or a call, such as {example(registry)!r}"
+        ) from None
+    by_lower = {key.lower().replace("_", ""): made for key, made in registry.items()}
+    made = by_lower.get(name.lower().replace("_", ""))
+    if made is None:
+        raise PoolValueError(f"there is no {kind} named {name!r}", f"One of: {', '.join(registry)}")
+    try:
+        return made(*args, **options)
+    except TypeError as error:
+        if isinstance(error, PoolValueError):
+            raise
+        raise PoolValueError(f"{text!r} does not fit {made.__name__}: {error}") from None
+
+
+def example(registry: dict[str, type]) -> str:
+    """A name to show in a message."""
+    return next(iter(registry)).lower() if registry else ""

@@ -1,0 +1,29 @@
+"""Reductions: how the values that a window sees become one."""
+
+from .base import REDUCTIONS, Kernel, Reduction, Seen, as_reduction
+from .extremes import Max, Min
+from .norms import GeM, Lp
+from .order import Median, Quantile, TopK
+from .smooth import LogSumExp, Soft
+from .spread import Std
+from .sums import Mean, Sum
+
+__all__ = [
+    "REDUCTIONS",
+    "GeM",
+    "Kernel",
+    "LogSumExp",
+    "Lp",
+    "Max",
+    "Mean",
+    "Median",
+    "Min",
+    "Quantile",
+    "Reduction",
+    "Seen",
+    "Soft",
+    "Std",
+    "Sum",
+    "TopK",
+    "as_reduction",
+]

@@ -1,0 +1,114 @@
+"""Reductions by rank: they need all values of a window at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..arrays import Array, Arrays
+from ..errors import PoolTypeError, PoolValueError
+from .base import Reduction, register
+
+__all__ = ["Median", "Quantile", "TopK"]
+
+
+class Ranked(Reduction):
+    whole_span: ClassVar[bool] = True
+
+    def ranked(self, xp: Arrays, values: Array, seen: Array, unseen: float) -> tuple[Array, Array]:
+        """The values in ascending order, unseen positions as `unseen`, and where a NaN is seen."""
+        broken = xp.any(xp.isnan(values) & seen)
+        return xp.sort(xp.where(seen & ~xp.isnan(values), values, unseen)), broken
+
+
+@register
+@dataclass(frozen=True, repr=False)
+class Quantile(Ranked):
+    """The value below which a share `q` of the window lies, interpolated linearly between ranks
+    (definition 7 of Hyndman and Fan, "Sample quantiles in statistical packages", 1996).
+
+    Args:
+        q: from 0 (the min) to 1 (the max).
+
+    A NaN propagates; a window that sees nothing gives NaN.
+
+    >>> import poolkit, numpy as np
+    >>> poolkit.pool(np.array([[4.0, 1.0, 3.0]]), poolkit.Sliding(3), poolkit.Quantile(0.75))
+    array([[3.5]])
+    """
+
+    q: float
+    summary: ClassVar[str] = "value of rank q (n - 1)"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.q <= 1:
+            raise PoolValueError(f"q must lie between 0 and 1, got {self.q}", "0.5 is the median")
+
+    def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
+        ordered, broken = self.ranked(xp, values, seen, np.inf)
+        rank = xp.cast(count, "float64") * self.q - self.q  # q (count - 1)
+        rank = xp.at_least(rank, 0.0)
+        low = xp.floor(rank)
+        weight = xp.cast(rank - low, str(values.dtype).removeprefix("torch."))
+        below = xp.cast(low, "int64")
+        above = xp.cast(xp.at_most(low + 1, float(values.shape[-1] - 1)), "int64")
+        a, b = xp.pick(ordered, below[..., None]), xp.pick(ordered, above[..., None])
+        # A weight of 0 must not meet the infinity that stands for an unseen position.
+        mixed = xp.where((weight > 0) & (a != b), a + (b - a) * weight, a)
+        return xp.where(broken | (count == 0), xp.fill(mixed, float("nan")), mixed)
+
+
+@register
+@dataclass(frozen=True, repr=False)
+class Median(Ranked):
+    """The middle value, or the mean of the two middle ones: `Quantile` (0.5).
+
+    >>> import poolkit, numpy as np
+    >>> poolkit.pool(np.array([[9.0, 1.0, 2.0, 3.0]]), poolkit.Sliding(4), "median")
+    array([[2.5]])
+    """
+
+    summary: ClassVar[str] = "value of rank (n - 1) / 2"
+
+    def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
+        return Quantile(0.5).select(xp, values, seen, count)
+
+
+@register
+@dataclass(frozen=True, repr=False)
+class TopK(Ranked):
+    """The mean of the k largest values: the max for k = 1, the mean for k = n (Durand et al.,
+    "WELDON: weakly supervised learning of deep convolutional neural networks", 2016).
+
+    Args:
+        k: how many; a window that sees fewer takes all of them.
+
+    A NaN propagates; a window that sees nothing gives NaN.
+
+    >>> import poolkit, numpy as np
+    >>> poolkit.pool(np.array([[1.0, 4.0, 2.0]]), poolkit.Sliding(3), poolkit.TopK(2))
+    array([[3.]])
+    """
+
+    k: int
+    summary: ClassVar[str] = "mean of the k largest"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not hasattr(self.k, "__index__"):
+            raise PoolTypeError(f"k must be an integer, got {self.k!r}", "Give 1 or more")
+        if self.k < 1:
+            raise PoolValueError(f"k must be at least 1, got {self.k}", "Give 1 or more")
+
+    def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
+        ordered, broken = self.ranked(xp, values, seen, -np.inf)
+        size = values.shape[-1]
+        k = min(self.k, size)
+        largest = ordered[..., size - k :]
+        taken = xp.at_most(count, k)
+        # Ascending order: the last `taken` of the k are values, those before are unseen.
+        is_value = xp.index(np.arange(k), values) >= k - taken[..., None]
+        total = xp.sum(xp.where(is_value, largest, xp.fill(largest, 0.0)))
+        mean = total / xp.cast(taken, str(values.dtype).removeprefix("torch."))
+        return xp.where(broken, xp.fill(mean, float("nan")), mean)

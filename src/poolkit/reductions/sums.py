@@ -1,0 +1,113 @@
+"""Sum and mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..arrays import Array, Arrays
+from ..dtypes import DType
+from ..errors import PoolTypeError, PoolValueError
+from .base import Kernel, Mergeable, Seen, State, register
+
+__all__ = ["Mean", "Sum"]
+
+
+class Additive(Mergeable):
+    """States that add."""
+
+    def working_dtype(self, dtype: DType) -> str:
+        return dtype.wide
+
+    def identity(self, dtype: str) -> tuple[float, ...]:
+        return (0,)
+
+    def lift(self, xp: Arrays, x: Array) -> State:
+        return (x,)
+
+    def merge(self, xp: Arrays, a: State, b: State) -> State:
+        return (a[0] + b[0],)
+
+
+@register
+@dataclass(frozen=True, repr=False)
+class Sum(Additive):
+    """The sum. Integers and bools give int64; half types accumulate in float32. Padding adds
+    nothing, a window that sees nothing gives 0, and no sum is -0.0.
+
+    >>> import poolkit, numpy as np
+    >>> poolkit.pool(np.array([[True, True, False, True]]), poolkit.Sliding(2), "sum")
+    array([[2, 1]])
+    """
+
+    summary: ClassVar[str] = "Σ x"
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("sum")
+
+    def result_dtype(self, dtype: DType) -> str:
+        return dtype.name if dtype.kind == "float" else "int64"
+
+    def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
+        return state[0] + 0  # -0.0 + 0 is 0.0
+
+
+@register
+@dataclass(frozen=True, repr=False)
+class Mean(Additive):
+    """The arithmetic mean.
+
+    Args:
+        count_include_pad: whether positions in the padding count in the divisor (torch's
+            default). What hangs over the padding in ceil_mode never counts.
+        divisor: divides every sum by this instead (torch's ``divisor_override``).
+        result: "float" gives float32 for integers; "same" rounds to the integer dtype of the
+            input, half to even.
+
+    A window that divides by 0 positions gives NaN.
+
+    >>> import poolkit, numpy as np
+    >>> poolkit.pool(np.array([[1, 2, 3, 5]]), poolkit.Sliding(2), "mean")
+    array([[1.5, 4. ]], dtype=float32)
+    """
+
+    count_include_pad: bool = True
+    divisor: int | None = None
+    result: Literal["float", "same"] = "float"
+    summary: ClassVar[str] = "Σ x / n"
+
+    def __post_init__(self) -> None:
+        if self.divisor is not None and not hasattr(self.divisor, "__index__"):
+            raise PoolTypeError(
+                f"divisor must be an integer or None, got {self.divisor!r}",
+                "Divide the sum yourself by anything else",
+            )
+        if self.divisor == 0:
+            raise PoolValueError("divisor must not be zero", "Give another number, or None")
+        if self.result not in ("float", "same"):
+            raise PoolValueError(
+                f"result must be 'float' or 'same', got {self.result!r}", "Write one of them"
+            )
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("sum", divides=True)
+
+    def result_dtype(self, dtype: DType) -> str:
+        return dtype.name if self.result == "same" and dtype.kind == "int" else dtype.real
+
+    def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
+        total = state[0]
+        if "int" in str(total.dtype):
+            total = xp.cast(total, "float64")
+        if self.divisor is not None:
+            mean = total / self.divisor
+        else:
+            mean = total / xp.cast(
+                seen.padded if self.count_include_pad else seen.inside,
+                str(total.dtype).removeprefix("torch."),
+            )
+        if self.result == "same" and "int" in str(state[0].dtype):
+            return xp.round(mean)
+        return mean + 0.0

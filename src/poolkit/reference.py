@@ -1,0 +1,140 @@
+"""The oracle: slow, obvious, and sharing no code with what it checks.
+
+It loops over outputs, lists the positions that each one sees straight from the definition, and
+reduces the list in the plainest way. Tests compare every path of the library against it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["adaptive_positions", "pool_reference", "reduce_reference", "sliding_positions"]
+
+Positions = list[list[tuple[int, bool]]]  # for each output: (position, is it padding)
+
+
+def sliding_positions(
+    size: int,
+    kernel: int,
+    stride: int,
+    before: int,
+    after: int,
+    dilation: int = 1,
+    ceil_mode: bool = False,
+) -> Positions:
+    """What each output of a sliding window sees along one axis, padding included.
+
+    Positions that hang over the padding (ceil_mode) are left out.
+    """
+    windows: Positions = []
+    for start in itertools.count(-before, stride):
+        last = start + (kernel - 1) * dilation
+        complete = last < size + after
+        begins_inside = start < size
+        kept = ceil_mode and begins_inside and start - stride + (kernel - 1) * dilation + 1 < (
+            size + after
+        )
+        if not complete and not kept:
+            return windows
+        window = [start + t * dilation for t in range(kernel)]
+        windows.append([(p, not 0 <= p < size) for p in window if p < size + after])
+    raise AssertionError("unreachable")
+
+
+def adaptive_positions(size: int, bins: int) -> Positions:
+    """What each of `bins` adaptive bins sees along one axis."""
+    return [
+        [(p, False) for p in range(math.floor(o * size / bins), math.ceil((o + 1) * size / bins))]
+        for o in range(bins)
+    ]
+
+
+def pool_reference(
+    x: np.ndarray, axes: Sequence[Positions], reduce: Callable[[list[Any], int], Any]
+) -> np.ndarray:
+    """Applies `reduce(values, positions including padding)` to every window on the last axes."""
+    lead = x.shape[: x.ndim - len(axes)]
+    out = np.empty((*lead, *(len(axis) for axis in axes)), dtype=object)
+    for output in itertools.product(*(range(len(axis)) for axis in axes)):
+        seen = list(itertools.product(*(axis[o] for axis, o in zip(axes, output, strict=True))))
+        inside = [
+            tuple(p for p, _ in position) for position in seen if not any(pad for _, pad in position)
+        ]
+        for index in np.ndindex(*lead):
+            out[(*index, *output)] = reduce([x[index + p] for p in inside], len(seen))
+    return out
+
+
+def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) -> Any:
+    """One window, reduced from the definition in Python's own numbers.
+
+    Args:
+        name: a reduction's name.
+        values: what the window sees, padding left out.
+        padded: positions of the window, padding counted.
+        options: the reduction's parameters, as in its constructor.
+    """
+    numbers = [v.item() if hasattr(v, "item") else v for v in values]
+    n = len(numbers)
+    if any(v != v for v in numbers):
+        return math.nan
+    if name in ("Max", "Min"):
+        return (max if name == "Max" else min)(numbers) if numbers else None
+    if name == "Sum":
+        return _exact_sum(numbers)
+    if name == "Mean":
+        divisor = options.get("divisor") or (
+            padded if options.get("count_include_pad", True) else n
+        )
+        return _exact_sum(numbers) / divisor if divisor else math.nan
+    if name == "Lp":
+        p = options["p"]
+        return _exact_sum([abs(v) ** p for v in numbers]) ** (1 / p)
+    if not numbers:
+        return math.nan
+    if name == "GeM":
+        p, eps = options.get("p", 3.0), options.get("eps", 1e-6)
+        return (_exact_sum([max(v, eps) ** p for v in numbers]) / n) ** (1 / p)
+    if name == "LogSumExp":
+        r, top = options.get("r", 1.0), max(numbers)
+        if math.isinf(top):
+            return top
+        return top + math.log(_exact_sum([math.exp(r * (v - top)) for v in numbers]) / n) / r
+    if name == "Soft":
+        beta, top = options.get("beta", 1.0), max(numbers)
+        if math.isinf(top):
+            return top
+        weights = [math.exp(beta * (v - top)) for v in numbers]
+        weighted = [w * v for w, v in zip(weights, numbers, strict=True) if w]
+        return _exact_sum(weighted) / _exact_sum(weights)
+    if name == "Std":
+        correction = options.get("correction", 0)
+        if n <= correction or any(math.isinf(v) for v in numbers):
+            return math.nan
+        mean = _exact_sum(numbers) / n
+        return math.sqrt(_exact_sum([(v - mean) ** 2 for v in numbers]) / (n - correction))
+    if name in ("Median", "Quantile"):
+        rank = (options["q"] if name == "Quantile" else 0.5) * (n - 1)
+        ordered = sorted(numbers)
+        low = math.floor(rank)
+        if rank == low or ordered[low] == ordered[low + 1]:
+            return ordered[low]
+        return ordered[low] + (ordered[low + 1] - ordered[low]) * (rank - low)
+    if name == "TopK":
+        largest = sorted(numbers)[-options["k"] :]
+        return _exact_sum(largest) / len(largest)
+    raise AssertionError(f"the oracle does not know {name}")
+
+
+def _exact_sum(numbers: list[Any]) -> Any:
+    if all(isinstance(v, (int, bool)) for v in numbers):
+        return sum(numbers)
+    try:
+        return math.fsum(numbers)
+    except (ValueError, OverflowError):  # infinities of both signs
+        return sum(numbers)

@@ -1,0 +1,1 @@
+"""The torch side: operators, their gradients, and the choice of who runs."""

@@ -1,0 +1,17 @@
+"""Windows: which input positions each output position sees."""
+
+from .adaptive import Adaptive, Global, Pyramid
+from .base import WINDOWS, ReceptiveField, Spans, Window, as_window
+from .sliding import Sliding
+
+__all__ = [
+    "WINDOWS",
+    "Adaptive",
+    "Global",
+    "Pyramid",
+    "ReceptiveField",
+    "Sliding",
+    "Spans",
+    "Window",
+    "as_window",
+]

@@ -1,0 +1,274 @@
+# ruff: noqa: E402 - what these rooms need is skipped over before it is imported
+"""The command line: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("cyclopts")
+Image = pytest.importorskip("PIL.Image")
+
+from poolkit.__main__ import main
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.pool(self.conv(x)).mean((2, 3))
+
+def net():
+    return Net()
+
+def with_inputs():
+    return Net(), torch.zeros(1, 3, 10, 10)
+
+def two_inputs():
+    return nn.Bilinear(2, 3, 4), [torch.zeros(5, 2), torch.zeros(5, 3)]
+
+def no_pooling():
+    return nn.Linear(2, 2), torch.zeros(1, 2)
+
+def not_a_model():
+    return 42
+
+def broken():
+    raise RuntimeError("no weights\\nhere")
+
+ready = Net()
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("net.py").write_text(NET)
+    for name, size in (("a", (16, 12)), ("b", (16, 12)), ("c", (8, 8))):
+        Image.new("RGB", size, (255, 0, 51)).save(f"{name}.png")
+    yield
+    sys.modules.pop("net", None)
+
+
+def run(*arguments: object) -> int:
+    return main([*map(str, arguments)])
+
+
+def fails(capsys, *arguments: object) -> str:
+    """Run a command line that must fail, and return its one line."""
+    before = sorted(Path().iterdir())
+    assert run(*arguments) != 0
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("poolkit: ")
+    assert captured.out == ""
+    after = [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"]
+    assert after == [path for path in before if path.name != "__pycache__"]
+    return lines[0].removeprefix("poolkit: ")
+
+
+def test_inspect_writes_table_page_and_json(capsys):
+    status = run(
+        "inspect", "net.py:net", "--input", "a.png", "b.png",
+        "--output", "report.html", "--json", "report.json", "--seconds", 0,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "float32[2, 3, 12, 16]" in out
+    assert "max 2×2" in out
+    assert "mean over space axes 2, 3" in out
+    assert "Report: report.html" in out
+    assert "data:image/png;base64," in Path("report.html").read_text(encoding="utf-8")
+    data = json.loads(Path("report.json").read_text(encoding="utf-8"))
+    assert data["model"] == "net"
+    assert [layer["operation"] for layer in data["layers"]] == ["max_pool2d", "mean"]
+    assert data["layers"][1]["source"].startswith("net.py:")
+
+
+def test_example_inputs_of_the_factory(capsys):
+    assert run("inspect", "net.py:with_inputs", "--seconds", 0) == 0
+    assert "float32[1, 3, 10, 10]" in capsys.readouterr().out
+
+
+def test_a_model_in_the_place_of_a_factory(capsys):
+    assert run("inspect", "net.py:ready", "--input", "a.png", "--seconds", 0) == 0
+
+
+def test_a_module_path(capsys):
+    assert run("inspect", "net:with_inputs", "--seconds", 0) == 0
+
+
+def test_a_list_of_inputs_and_no_pooling(capsys):
+    assert run("inspect", "net.py:two_inputs", "--seconds", 0) == 0
+    out = capsys.readouterr().out
+    assert "float32[5, 2], float32[5, 3]" in out
+    assert "No pooling ran. Looked for: pooling modules" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "pt"])
+def test_tensors_are_taken_as_they_are(capsys, suffix):
+    x = np.zeros((2, 3, 8, 8), dtype=np.float32)
+    path = Path(f"x.{suffix}")
+    if suffix == "pt":
+        torch.save(torch.from_numpy(x), path)
+    else:
+        {"npy": np.save, "npz": np.savez}[suffix](path, x)
+    assert run("inspect", "net.py:net", "--input", path, "--seconds", 0) == 0
+    assert "float32[2, 3, 8, 8]" in capsys.readouterr().out
+
+
+def test_several_tensors_are_several_arguments(capsys):
+    np.savez("x.npz", a=np.zeros((5, 2), np.float32), b=np.zeros((5, 3), np.float32))
+    assert run("inspect", "net.py:two_inputs", "--input", "x.npz", "--seconds", 0) == 0
+    assert "float32[5, 2], float32[5, 3]" in capsys.readouterr().out
+
+
+def test_images_are_scaled_to_one():
+    from poolkit.inspection.sources import load_inputs
+
+    (batch,) = load_inputs([Path("a.png"), Path("b.png")])
+    assert batch.shape == (2, 3, 12, 16)
+    assert batch[1, :, 3, 4].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_optimize_reports_each_layer(capsys):
+    status = run("optimize", "net.py:with_inputs", "--seconds", 0, "--json", "report.json")
+    out = " ".join(capsys.readouterr().out.split())
+    assert status == 0
+    assert "pool swapped" in out
+    assert "equal; not timed" in out
+    assert "called as a function in forward; only modules can be swapped" in out
+    assert "1 of 2 swapped for poolkit's." in out
+    assert json.loads(Path("report.json").read_text())["layers"][0]["status"] == "swapped"
+
+
+def test_optimize_without_pooling(capsys):
+    assert run("optimize", "net.py:no_pooling", "--seconds", 0) == 0
+    assert "Linear has no pooling that runs on this input." in capsys.readouterr().out
+
+
+def test_info_names_versions(capsys):
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    assert {"python", "numpy", "torch", "isa"} <= {line.split()[0] for line in out.splitlines()}
+
+
+ERRORS = {
+    "no colon": (("net.py",), "MODEL is file.py:factory or package.module:factory, got 'net.py'"),
+    "no file": (("no.py:net",), "there is no file no.py"),
+    "no module": (("nowhere:net",), "nowhere cannot be imported: No module named 'nowhere'"),
+    "no factory": (("net.py:nett",), "net.py has no 'nett'; it has Net, net, with_inputs"),
+    "not a function": (("net.py:number",), "net.py:number is a int, not a function"),
+    "not a model": (("net.py:not_a_model",), "net.py:not_a_model returned int"),
+    "factory raises": (("net.py:broken",), "net.py:broken raised: RuntimeError: no weights."),
+    "syntax": (("bad.py:net",), "bad.py raised when loaded: SyntaxError"),
+    "no inputs": (("net.py:net",), "net.py:net comes without example inputs. Give files with"),
+    "no input file": (("net.py:net", "--input", "no.png"), "there is no file no.png"),
+    "bad image": (("net.py:net", "--input", "net.py"), "net.py is not an image that can be read"),
+    "sizes": (
+        ("net.py:net", "--input", "a.png", "c.png"), "the images have different sizes: 16×12, 8×8",
+    ),
+    "mixed": (("net.py:net", "--input", "a.png", "x.npy"), "inputs are either images or tensors"),
+    "bad tensor": (("net.py:net", "--input", "bad.npy"), "bad.npy cannot be read: "),
+    "not tensors": (("net.py:net", "--input", "bad.pt"), "bad.pt holds str, not tensors"),
+    "model raises": (
+        ("net.py:net", "--input", "x.npy"),
+        "the model raised on input float32[1, 5, 8, 8]: RuntimeError: Given groups=1",
+    ),
+    "no folder": (
+        ("net.py:with_inputs", "--output", "no/r.html"),
+        "cannot write no/r.html: there is no folder no",
+    ),
+    "a folder": (("net.py:with_inputs", "--json", "."), "cannot write .: it is a folder"),
+    "input without model": (("--input", "a.png"), "--input needs a MODEL"),
+    "unknown option": (("--speed",), "Unknown option: --speed."),
+    "too many": (("net.py:net", "other"), "Unused Tokens: ['other']."),
+    "not a number": (("--seconds", "x"), "Invalid value for --seconds"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_input_is_one_line_and_no_file(capsys, name):
+    arguments, message = ERRORS[name]
+    Path("bad.py").write_text("def net(:\n")
+    Path("bad.npy").write_text("no array")
+    torch.save("text", "bad.pt")
+    np.save("x.npy", np.zeros((1, 5, 8, 8), np.float32))
+    assert fails(capsys, "inspect", *arguments).startswith(message)
+
+
+def test_the_same_errors_for_optimize(capsys):
+    assert fails(capsys, "optimize", "no.py:net").startswith("there is no file no.py")
+    assert fails(capsys, "optimize", "net.py:net").startswith("net.py:net comes without")
+
+
+def test_unknown_command(capsys):
+    assert fails(capsys, "squeeze").startswith('Unknown command "squeeze".')
+
+
+def test_interruption_and_bugs_are_one_line(capsys, monkeypatch):
+    from poolkit import cli
+
+    def raising(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    monkeypatch.setattr(cli, "_subject", raising(KeyboardInterrupt()))
+    assert run("inspect") == 130
+    assert capsys.readouterr().err == "poolkit: interrupted\n"
+    monkeypatch.setattr(cli, "_subject", raising(ZeroDivisionError("x\ny")))
+    assert fails(capsys, "inspect") == "ZeroDivisionError: x y (POOLKIT_TRACEBACK=1 shows where)"
+    monkeypatch.setenv("POOLKIT_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        run("inspect")
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from poolkit.__main__ import main; main(['--help']); "
+        "assert 'torch' not in sys.modules; print('quick')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("quick\n")
+    assert "inspect" in done.stdout
+
+
+def test_python_dash_m_fails_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "poolkit", "inspect", "no.py:net"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "poolkit: there is no file no.py.\n")
+
+
+@pytest.mark.skipif(
+    find_spec("facenet_pytorch") is None or find_spec("skimage") is None,
+    reason="needs facenet-pytorch (--no-deps) and scikit-image",
+)
+def test_the_built_in_example(capsys):
+    assert run("inspect", "--seconds", 0, "--output", "report.html") == 0
+    out = capsys.readouterr().out
+    names = ["rnet.pool1", "rnet.pool2", "onet.pool1", "onet.pool2", "onet.pool3"]
+    positions = [out.index(name) for name in names]
+    assert positions == sorted(positions)
+    assert "13×13" in out
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "72.0 %" in page
+    assert "1 face found by the three networks" in page

@@ -1,0 +1,433 @@
+# ruff: noqa: E402 - what these rooms need is skipped over before it is imported
+"""Optimisation: what is swapped, what is not and why, and that it can be taken back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import poolkit.nn
+import torch.nn.functional as F
+from torch import nn
+
+from poolkit.errors import PoolTypeError, PoolValueError
+from poolkit.inspection.measure import Comparison
+from poolkit.optimization import OptimizeReport, optimize, optimizer
+from poolkit.optimization.equality import compare_modules, compare_outputs
+from poolkit.optimization.sites import POOLING_CLASSES, constructor_arguments, replacement_for
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(2, count_include_pad=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+
+
+X = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+
+
+def by_name(report: OptimizeReport) -> dict[str, tuple[str, str]]:
+    return {layer.name: (layer.status, layer.reason) for layer in report.layers}
+
+
+def clock(monkeypatch, speedup: dict[str, float] | float) -> None:
+    """A clock that says what a test wants: tests of decisions do not depend on a machine."""
+
+    def compare(before, after, seconds):
+        before(), after()
+        return Comparison((1e-3 * ratio,) * 15, (1e-3,) * 15)
+
+    ratio = speedup
+    monkeypatch.setattr(optimizer, "compare", compare)
+
+
+def test_swaps_in_place_with_equal_outputs():
+    model = network()
+    expected, keys = model(X), list(model.state_dict())
+    report = optimize(model, X, seconds=0)
+    assert [layer.status for layer in report.layers] == ["swapped"] * 3
+    assert [layer.name for layer in report.layers] == ["1", "2", "3"]
+    assert type(model[1]) is poolkit.nn.MaxPool2d
+    assert [name for name, _ in model.named_children()] == ["0", "1", "2", "3", "4", "5"]
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(X), expected, rtol=1e-5, atol=1e-6)
+    assert report.layers[0].error == pytest.approx(0, abs=1e-6)
+    assert report.error is not None
+    assert report.layers[0].before == "torch MaxPool2d, 3×3, stride 2, ceil mode"
+    assert report.layers[0].after == "poolkit MaxPool2d"
+
+
+def test_restore_puts_the_same_objects_back():
+    model = network()
+    before = list(model)
+    report = optimize(model, X, seconds=0)
+    report.restore()
+    assert all(a is b for a, b in zip(before, model, strict=True))
+    report.restore()
+    assert all(a is b for a, b in zip(before, model, strict=True))
+
+
+def test_restore_leaves_what_someone_else_put_there():
+    model = network()
+    report = optimize(model, X, seconds=0)
+    model[1] = theirs = nn.Identity()
+    report.restore()
+    assert model[1] is theirs
+    assert type(model[2]) is nn.AvgPool2d
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_are_kept_by_the_model_and_by_the_new_modules(training):
+    model = network().train(training)
+    model[2].train(not training)
+    report = optimize(model, X, seconds=0)
+    assert [m.training for m in model] == [training, training, not training] + [training] * 3
+    model.train(not training)
+    report.restore()
+    assert model[1].training is (not training)
+
+
+def test_a_shared_module_is_replaced_by_one_module_under_every_name():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.MaxPool2d(2)
+            self.inner = nn.ModuleDict({"again": self.pool})
+
+        def forward(self, x):
+            return self.inner["again"](self.pool(x))
+
+    model = Shared()
+    original = model.pool
+    report = optimize(model, X, seconds=0)
+    (layer,) = report.layers
+    assert (layer.name, layer.aliases, layer.status) == ("pool", ["inner.again"], "swapped")
+    assert model.pool is model.inner["again"]
+    assert type(model.pool) is poolkit.nn.MaxPool2d
+    report.restore()
+    assert model.pool is model.inner["again"] is original
+
+
+def test_functions_and_reductions_are_reported():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return F.max_pool2d(self.conv(x), 2).mean((2, 3))
+
+    report = optimize(Functional(), X, seconds=0)
+    assert [layer.status for layer in report.layers] == ["skipped", "skipped"]
+    assert all(
+        layer.reason.startswith("called as a function in forward; only modules can be swapped (")
+        for layer in report.layers
+    )
+    assert not report.swapped
+
+
+class Doubled(nn.MaxPool2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_is_skipped():
+    model = nn.Sequential(Doubled(2))
+    (layer,) = optimize(model, X, seconds=0).layers
+    assert layer.status == "skipped"
+    assert layer.reason == (
+        "Doubled is a class of its own over MaxPool2d and may do more than MaxPool2d"
+    )
+    assert type(model[0]) is Doubled
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda m: m.register_forward_hook(lambda *_: None),
+        lambda m: m.register_forward_pre_hook(lambda *_: None),
+        lambda m: m.register_full_backward_hook(lambda *_: None),
+    ],
+    ids=["forward", "pre-forward", "backward"],
+)
+def test_a_module_with_hooks_is_skipped(register):
+    model = network()
+    register(model[1])
+    statuses = by_name(optimize(model, X, seconds=0))
+    assert statuses["1"] == ("skipped", "it has hooks, which a new module would not have")
+    assert statuses["2"][0] == "swapped"
+
+
+def test_a_patched_forward_is_skipped():
+    model = network()
+    model[1].forward = lambda x: F.max_pool2d(x, 2)
+    assert by_name(optimize(model, X, seconds=0))["1"] == (
+        "skipped", "its forward was replaced on the object",
+    )  # fmt: skip
+
+
+def test_the_model_that_is_a_pooling_itself_is_skipped():
+    (layer,) = optimize(nn.MaxPool2d(2), X, seconds=0).layers
+    assert layer.reason.startswith("the model is this pooling itself")
+
+
+def test_a_module_that_is_not_registered_is_skipped():
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pools = [nn.MaxPool2d(2)]
+
+        def forward(self, x):
+            return self.pools[0](x)
+
+    (layer,) = optimize(Hidden(), X, seconds=0).layers
+    assert layer.reason.startswith("it is not registered as a sub-module")
+
+
+def test_a_swap_that_would_not_run_is_taken_back():
+    class Bypassed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.MaxPool2d(2)
+            self.shortcut = [self.pool]
+
+        def forward(self, x):
+            return self.shortcut[0](x)
+
+    model = Bypassed()
+    (layer, *_) = optimize(model, X, seconds=0).layers
+    assert (layer.status, layer.reason) == (
+        "kept", "the model does not call it through its registered name",
+    )  # fmt: skip
+    assert type(model.pool) is nn.MaxPool2d
+
+
+def test_a_module_that_did_not_run_is_reported():
+    model = network()
+    model.add_module("spare", nn.Identity())
+    model.spare.pool = nn.MaxPool2d(2)
+    assert by_name(optimize(model, X, seconds=0))["spare.pool"] == (
+        "skipped", "did not run on this input, so there is nothing to compare",
+    )  # fmt: skip
+
+
+def test_optimising_twice_finds_nothing_left():
+    model = network()
+    optimize(model, X, seconds=0)
+    second = optimize(model, X, seconds=0)
+    assert {layer.reason for layer in second.layers} == {"is poolkit's already"}
+
+
+def scripted(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(model, X)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, scripted])
+def test_wrapped_models_are_refused(wrap):
+    model = wrap(network())
+    with pytest.raises(PoolValueError, match=r"whose modules cannot be swapped.*wrap it again"):
+        optimize(model, X)
+
+
+def test_a_wrapper_inside_is_skipped():
+    class Distributed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.DataParallel(nn.Sequential(nn.MaxPool2d(2)))
+
+        def forward(self, x):
+            return self.inner(x)
+
+    (layer,) = optimize(Distributed(), X, seconds=0).layers
+    assert "inside a DataParallel" in layer.reason
+
+
+def test_not_a_model():
+    with pytest.raises(PoolTypeError, match=r"a model is a torch\.nn\.Module, got list"):
+        optimize([], X)
+
+
+def test_filter_and_dry_run():
+    model = network()
+    report = optimize(model, X, seconds=0, dry_run=True, filter_fn=lambda m, name: name != "1")
+    assert by_name(report)["1"] == ("skipped", "left out by filter_fn")
+    assert [layer.name for layer in report.swapped] == ["2", "3"]
+    assert report.dry_run
+    assert all(type(m).__module__.startswith("torch.") for m in model)
+
+
+def test_a_model_that_cannot_be_copied_is_optimised(monkeypatch):
+    class Uncopied(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("no copies")
+
+    model = Uncopied(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
+    assert optimize(model, X, seconds=0).layers[0].status == "swapped"
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def test_what_is_faster_is_swapped(monkeypatch):
+    clock(monkeypatch, 2.0)
+    model = network()
+    report = optimize(model, X, seconds=1)
+    assert by_name(report)["1"] == ("swapped", "equal and faster")
+    assert report.layers[0].speedup == pytest.approx(2.0)
+    assert report.speedup == pytest.approx(2.0)
+    assert report.before_ms == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "reason"),
+    [(0.5, "equal, but slower here"), (1.0, "equal, but no faster beyond noise")],
+)
+def test_what_is_not_faster_is_kept(monkeypatch, ratio, reason):
+    clock(monkeypatch, ratio)
+    model = network()
+    report = optimize(model, X, seconds=1)
+    assert set(by_name(report).values()) == {("kept", reason)}
+    assert type(model[1]) is nn.MaxPool2d
+    assert report.before_ms is None
+
+
+def test_all_swaps_go_if_the_whole_model_is_slower(monkeypatch):
+    ratios = iter([2.0, 2.0, 2.0, 0.9])
+
+    def compare(before, after, seconds):
+        return Comparison((1e-3 * next(ratios),) * 15, (1e-3,) * 15)
+
+    monkeypatch.setattr(optimizer, "compare", compare)
+    model = network()
+    report = optimize(model, X, seconds=1)
+    assert set(by_name(report).values()) == {("kept", "the whole model came out slower")}
+    assert report.note == "all swaps were taken back: the whole model came out slower"
+    assert all(type(m).__module__.startswith("torch.") for m in model)
+
+
+class Wrong(nn.Module):
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(F.max_pool2d(x, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda y: y + 1e-7 * y.abs(), "outputs differ by "),
+        (lambda y: y[..., :-1], "outputs are float32[2, 3, 10, 9] instead of float32[2, 3, 10"),
+        (lambda y: y.double(), "outputs are float64"),
+        (lambda y: (y, y), "outputs are 2 tensors instead of 1"),
+        (lambda y: y.detach() + (y - y.detach()) * 3, "gradients differ by "),
+    ],
+)  # fmt: skip
+def test_a_replacement_that_differs_is_kept_out(monkeypatch, change, reason):
+    monkeypatch.setattr(optimizer, "replacement_for", lambda module: Wrong(change))
+    model = nn.Sequential(nn.MaxPool2d(2))
+    (layer,) = optimize(model, X, seconds=0).layers
+    assert layer.status == "kept"
+    assert layer.reason.startswith(reason)
+    assert type(model[0]) is nn.MaxPool2d
+
+
+def test_an_exception_half_way_leaves_the_model_as_it_was(monkeypatch):
+    model = network().train()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimizer._Attempt, "_check_whole", fail)
+    with pytest.raises(KeyboardInterrupt):
+        optimize(model, X, seconds=0)
+    assert all(type(m).__module__.startswith("torch.") for m in model)
+    assert model.training
+
+
+def test_a_model_with_random_numbers_is_compared_with_the_same_ones():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.FractionalMaxPool2d(2, output_size=5)
+
+        def forward(self, x):
+            return self.pool(x + torch.rand_like(x))
+
+    state = torch.get_rng_state()
+    report = optimize(Noisy(), X, seconds=0)
+    assert report.layers[0].status in ("swapped", "skipped")
+    assert report.layers[0].error in (0.0, None)
+    assert report.layers[0].name == "pool"
+    assert state.shape == torch.get_rng_state().shape
+
+
+# ---------------------------------------------------------------- equality
+
+
+def test_equality_of_specials():
+    a = torch.tensor([float("nan"), float("inf"), -0.0, 1.0])
+    assert compare_outputs(a, a.clone(), 0.0).problem == ""
+    assert compare_outputs(a, a.abs(), 0.0).problem == "differ in the sign of a zero"
+    b = torch.tensor([0.0, float("inf"), -0.0, 1.0])
+    assert compare_outputs(a, b, 1e-3).problem.startswith("differ by inf")
+    assert compare_outputs({"x": [a]}, {"x": [a]}, 0.0).error == 0.0
+
+
+def test_gradients_to_the_wrong_place_are_seen():
+    class Elsewhere(nn.Module):
+        def forward(self, x):
+            out = F.max_pool2d(x, 2)
+            mean = F.avg_pool2d(x, 2)
+            return out.detach() + (mean - mean.detach())
+
+    found = compare_modules(nn.MaxPool2d(2), Elsewhere(), (X,), 1e-5, exact=True)
+    assert found.problem.startswith("gradients differ by")
+
+
+ARGUMENTS = {
+    "MaxPool": {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": True},
+    "AvgPool": {"kernel_size": 2, "stride": 1, "padding": 1, "count_include_pad": False},
+    "LPPool": {"norm_type": 2, "kernel_size": 2, "ceil_mode": True},
+    "AdaptiveMaxPool": {"output_size": 3, "return_indices": True},
+    "AdaptiveAvgPool": {"output_size": 3},
+    "FractionalMaxPool": {"kernel_size": 2, "output_ratio": 0.5},
+    "MaxUnpool": {"kernel_size": 2, "stride": 2},
+}
+
+
+@pytest.mark.parametrize("name", POOLING_CLASSES)
+def test_every_class_of_torch_is_rebuilt_with_its_arguments(name):
+    given = ARGUMENTS[name.removesuffix("d")[:-1]]
+    module = POOLING_CLASSES[name](**given).eval()
+    assert (
+        given.items()
+        <= {
+            key: value[0] if isinstance(value, tuple) else value
+            for key, value in constructor_arguments(module).items()
+        }.items()
+    )
+    replacement = replacement_for(module)
+    assert replacement is not None
+    assert type(replacement).__name__ == name
+    assert type(replacement).__module__.startswith("poolkit.")
+    assert not replacement.training
+
+
+def test_json():
+    data = json.loads(optimize(network(), X, seconds=0).to_json())
+    assert (data["version"], data["model"]) == (1, "Sequential")
+    assert [layer["status"] for layer in data["layers"]] == ["swapped"] * 3
+    assert "swaps" not in data
