@@ -12,6 +12,9 @@ using namespace nb::literals;
 using Integers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 NB_MODULE(_native, m) {
+    // Plans live in Python's caches until the process ends, which nanobind would report.
+    nb::set_leak_warnings(false);
+
     m.attr("MAX_AXES") = poolkit::kMaxAxes;
     m.def("isa", [] { return std::string(poolkit::table().isa); });
     m.def("available_isas", &poolkit::available_isas);

@@ -6,7 +6,7 @@ not validated again on the way down.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError
 from .kernels import NativeKernel, native_kernel
-from .reductions import Reduction
+from .reductions import Reduction, Sum
 from .windows import Spans, Window
 
 __all__ = ["Plan", "plan_for"]
@@ -41,28 +41,23 @@ class Plan:
     result: str
     native: NativeKernel | None
     why: str
+    _transposed_kernels: dict[str, NativeKernel] = field(default_factory=dict)
 
     @cached_property
-    def transposed(self) -> Plan:
-        """The plan of the gradient of a sum: from the output's shape back to the input's.
+    def _transposed_axes(self) -> tuple[Spans, ...]:
+        return tuple(span.transposed() for span in self.axes)
 
-        Works in the dtype of the result, as the gradient does.
-        """
-        from .reductions import Sum
-
-        axes = tuple(span.transposed() for span in self.axes)
-        dtype = DTYPES[self.result]
-        return Plan(
-            self.window,
-            Sum(),
-            dtype,
-            self.output,
-            axes,
-            self.shape,
-            dtype.name,
-            native_kernel(Sum(), axes, dtype, dtype.name),
-            "the gradient of a sum is a sum over the transposed window",
-        )
+    def transposed(self, dtype_name: str) -> NativeKernel:
+        """The kernel of the gradient of a sum, from the output's shape back to the input's: a sum
+        over the transposed window, in the gradient's dtype."""
+        kernel = self._transposed_kernels.get(dtype_name)
+        if kernel is None:
+            dtype = DTYPES[dtype_name]
+            kernel = native_kernel(Sum(), self._transposed_axes, dtype, dtype_name)
+            if kernel is None:
+                raise PoolTypeError(f"there is no gradient in {dtype_name}", "Use a floating dtype")
+            self._transposed_kernels[dtype_name] = kernel
+        return kernel
 
     @cached_property
     def divisors(self) -> np.ndarray | int:

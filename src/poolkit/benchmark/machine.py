@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import poolkit
+
 from .peers import Peer
 
 
@@ -20,7 +22,7 @@ def describe_machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "poolkit_isa": _poolkit_isa(),
+        "poolkit_isa": poolkit.info()["isa"],
         "os": platform.platform(),
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -43,8 +45,3 @@ def _cpu_model() -> str:
 
 def _usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _poolkit_isa() -> str:
-    """The instruction set of the native kernels; POOLKIT_ISA forces one."""
-    return os.environ.get("POOLKIT_ISA", "unknown")

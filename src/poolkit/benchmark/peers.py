@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+import poolkit
+
 from .answers import Answer, Operation, as_answer, make_gradient, torch_operation, with_backward
 from .cases import GLOBAL, Case
 
@@ -72,24 +74,14 @@ class Poolkit(Peer):
     note = "the function of the same name in poolkit; torch.get_num_threads() threads"
     package = "poolkit"
 
-    @classmethod
-    def missing(cls) -> str | None:
-        poolkit = importlib.import_module("poolkit")
-        if not hasattr(poolkit, "max_pool2d"):
-            return "poolkit has no max_pool2d: it is not installed, or its build is not complete"
-        return None
-
     def prepare(self, case: Case, x: Tensor) -> Call:
         return _call(poolkit_operation(case), case, x)
 
 
 def poolkit_operation(case: Case) -> Operation:
     """The case as one call of poolkit's public function for it."""
-    poolkit = importlib.import_module("poolkit")
     name = f"{case.op.removesuffix('2')}_pool{case.rank}d"
-    function = getattr(poolkit, name, None)
-    if function is None:
-        raise UnsupportedError(f"poolkit has no {name}")
+    function = getattr(poolkit, name)
     if case.op in GLOBAL:
         return lambda x: function(x)
     if case.op == "adaptive_avg":

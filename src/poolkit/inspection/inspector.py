@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
+from statistics import median
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def inspect(
             tell("timing the model", 0, len(found))
             with torch.no_grad():
                 (times,) = interleave([lambda: run_model(model, arguments, kwargs)], seconds)
-            model_ms = 1e3 * sorted(times)[len(times) // 2]
+            model_ms = 1e3 * median(times)
         layers = []
         for index, traced in enumerate(found):
             tell(traced.name or traced.pooling.operation, index, len(found))
@@ -162,13 +163,17 @@ def _measure(
     except PoolError as error:
         row.note = f"not in poolkit: {next(iter(str(error).splitlines()), '')}"
         return
-    theirs = pooling.in_torch(x)
     row.poolkit_saved = saved_for_backward(lambda leaf: pooling.in_poolkit(leaf)(), x)
     try:
+        theirs = pooling.in_torch(x)
         theirs()
         row.torch_saved = saved_for_backward(lambda leaf: pooling.in_torch(leaf)(), x)
     except Exception as error:  # what poolkit can do and torch cannot, as dilated averages
         row.note = f"not in torch: {next(iter(str(error).splitlines()), '')}"
+        if seconds > 0:
+            with torch.no_grad():
+                (times,) = interleave([ours], seconds)
+            row.poolkit_ms = 1e3 * median(times)
         return
     if seconds <= 0:
         return

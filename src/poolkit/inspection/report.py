@@ -217,7 +217,7 @@ def human_ms(milliseconds: float | None) -> str:
 def human_share(share: float | None) -> str:
     """A share for readers.
 
-    >>> human_share(0.25), human_share(0.0004), human_share(0.0625), human_share(None)
+    >>> human_share(0.25), human_share(0.0004), human_share(0.063), human_share(None)
     ('25 %', '0.04 %', '6.3 %', '–')
     """
     if share is None:

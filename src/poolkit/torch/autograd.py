@@ -1,0 +1,129 @@
+"""Gradients: each linear operator and its adjoint differentiate into each other.
+
+Max and min save the position codes (one byte per output), sums and means save nothing, and
+nothing saves the input; a norm is the exception, whose gradient is made of the input and the
+result. Every backward is itself differentiable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LpPool", "PickPool", "SumPool"]
+
+
+class SumPool(torch.autograd.Function):
+    """pool() by a sum or a mean."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+        return torch.ops.poolkit.pool(x, window, reduction, ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.window, ctx.reduction, ctx.ndim = inputs
+        ctx.spatial = x.shape[x.ndim - ctx.ndim :]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return Spread.apply(grad, ctx.window, ctx.reduction, ctx.spatial), None, None, None
+
+
+class Spread(torch.autograd.Function):
+    """The adjoint of `SumPool`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, window: str, reduction: str, spatial: Any) -> Tensor:
+        return torch.ops.poolkit.spread(grad, window, reduction, spatial)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.window, ctx.reduction, spatial = inputs
+        ctx.ndim = len(spatial)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return SumPool.apply(grad, ctx.window, ctx.reduction, ctx.ndim), None, None, None
+
+
+class PickPool(torch.autograd.Function):
+    """pool() by max or min: values, and the codes of their positions."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
+        return torch.ops.poolkit.pool_positions(x, window, reduction, ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.window, _, ndim = inputs
+        ctx.spatial = x.shape[x.ndim - ndim :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return Scatter.apply(grad, codes, ctx.window, ctx.spatial), None, None, None
+
+
+class Scatter(torch.autograd.Function):
+    """The adjoint of picking positions."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, codes: Tensor, window: str, spatial: Any) -> Tensor:
+        return torch.ops.poolkit.scatter(grad, codes, window, spatial)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, codes, ctx.window, ctx.spatial = inputs
+        ctx.save_for_backward(codes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        places = torch.ops.poolkit.indices(codes, ctx.window, ctx.spatial)
+        n = len(ctx.spatial)
+        picked = grad.flatten(-n).gather(-1, places.flatten(-n))
+        return picked.unflatten(-1, places.shape[-n:]), None, None, None
+
+
+class LpPool(torch.autograd.Function):
+    """pool() by a norm."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, window: str, p: float, ndim: int) -> Tensor:
+        return torch.ops.poolkit.pool(x, window, f"Lp({p})", ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.window, ctx.p, ctx.ndim = inputs
+        ctx.save_for_backward(x, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, norm = ctx.saved_tensors
+        p, spatial = ctx.p, x.shape[x.ndim - ctx.ndim :]
+        dtype = x.dtype
+        if dtype.itemsize == 2:  # powers overflow half types
+            x, norm, grad = x.float(), norm.float(), grad.float()
+        # d norm / d x = sign(x) |x|^(p-1) norm^(1-p), and 0 where the norm is 0.
+        positive = norm > 0
+        scaled = grad * torch.where(positive, torch.where(positive, norm, 1.0).pow(1 - p), 0.0)
+        spread = Spread.apply(scaled, ctx.window, "Sum()", spatial)
+        slope = x.sign() if p == 1 else x if p == 2 else x.sign() * x.abs().pow(p - 1)
+        return (slope * spread).to(dtype), None, None, None
+
+

@@ -1,0 +1,263 @@
+"""The operators that torch's dispatcher knows, with their fake (shape only) and vmap versions.
+
+Five linear-algebraic pieces, from which `autograd` puts all gradients together:
+
+    pool            values
+    pool_positions  values, and one small code for where each was found (max and min)
+    scatter         the adjoint of picking those positions
+    spread          the adjoint of a sum or a mean
+    indices         position codes as flat spatial positions
+
+Windows and reductions travel as their recipes. The spatial axes are the last `ndim` ones; any
+number may be in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dtypes import DTYPES
+from ..plan import Plan, plan_for
+from ..reductions import Reduction, as_reduction
+from ..windows import Window, as_window
+from .layout import as_laid_out, empty_like_layout
+
+__all__ = ["name_of", "plan_of", "torch_dtype"]
+
+_library = torch.library.Library("poolkit", "DEF")
+_library.define("pool(Tensor x, str window, str reduction, int ndim) -> Tensor")
+_library.define("pool_positions(Tensor x, str window, str reduction, int ndim) -> (Tensor, Tensor)")
+_library.define(
+    "scatter(Tensor grad, Tensor positions, str window, SymInt[] spatial) -> Tensor"
+)
+_library.define(
+    "spread(Tensor grad, str window, str reduction, SymInt[] spatial) -> Tensor"
+)
+_library.define("indices(Tensor positions, str window, SymInt[] spatial) -> Tensor")
+
+_NAMES = {getattr(torch, name): name for name in DTYPES}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The name of a dtype in the table of dtypes, or its own."""
+    return _NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return _DTYPES[name]
+
+
+@lru_cache(maxsize=4096)
+def _parsed(window: str, reduction: str) -> tuple[Window, Reduction]:
+    return as_window(window), as_reduction(reduction)
+
+
+def plan_of(window: str, reduction: str, spatial: Sequence[int], dtype: torch.dtype) -> Plan:
+    """The plan of two recipes."""
+    parsed = _parsed(window, reduction)
+    return plan_for(*parsed, tuple(spatial), _NAMES[dtype])
+
+
+def _native(plan: Plan) -> Any:
+    assert plan.native is not None, "dispatch routes only what has a kernel here"
+    return plan.native
+
+
+def _codes_dtype(plan: Plan) -> torch.dtype:
+    return (torch.uint8, torch.uint16, torch.uint32)[_native(plan).position_bytes // 2]
+
+
+@torch.library.impl(_library, "pool", "CPU")
+def _pool(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    x, (outer, inner, behind) = as_laid_out(x, ndim)
+    out = empty_like_layout(x, ndim, plan.output, _DTYPES[plan.result], behind)
+    _native(plan).forward(
+        x.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads()
+    )
+    return out
+
+
+@torch.library.impl(_library, "pool_positions", "CPU")
+def _pool_positions(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
+    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    x, (outer, inner, behind) = as_laid_out(x, ndim)
+    out = empty_like_layout(x, ndim, plan.output, _DTYPES[plan.result], behind)
+    codes = empty_like_layout(x, ndim, plan.output, _codes_dtype(plan), behind)
+    _native(plan).forward(
+        x.data_ptr(), out.data_ptr(), codes.data_ptr(), outer, inner, torch.get_num_threads()
+    )
+    return out, codes
+
+
+def _laid_out_alike(grad: Tensor, codes: Tensor, ndim: int) -> tuple[Tensor, Tensor, Any]:
+    """Both tensors in the layout of the codes, which is that of the values they belong to."""
+    codes, layout = as_laid_out(codes, ndim)
+    if grad.stride() != codes.stride():
+        grad = torch.empty_strided(
+            codes.shape, codes.stride(), dtype=grad.dtype, device=grad.device
+        ).copy_(grad)
+    return grad, codes, layout
+
+
+@torch.library.impl(_library, "scatter", "CPU")
+def _scatter(grad: Tensor, positions: Tensor, window: str, spatial: Sequence[int]) -> Tensor:
+    ndim = len(spatial)
+    plan = plan_of(window, "Max()", spatial, grad.dtype)
+    grad, positions, (outer, inner, behind) = _laid_out_alike(grad, positions, ndim)
+    out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
+    _native(plan).scatter(
+        grad.data_ptr(),
+        positions.data_ptr(),
+        out.data_ptr(),
+        outer,
+        inner,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@torch.library.impl(_library, "spread", "CPU")
+def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -> Tensor:
+    ndim = len(spatial)
+    plan = plan_of(window, reduction, spatial, grad.dtype)
+    wanted = grad.dtype
+    if plan.reduction.kernel is not None and plan.reduction.kernel.divides:
+        divisors = plan.divisors
+        # Division rounds once more in half types, so there it is done in float32.
+        grad = grad.float() if grad.dtype.itemsize == 2 else grad
+        by = divisors if isinstance(divisors, int) else torch.from_numpy(divisors).to(grad.dtype)
+        grad = grad / by
+    grad, (outer, inner, behind) = as_laid_out(grad, ndim)
+    out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
+    plan.transposed(_NAMES[grad.dtype]).forward(
+        grad.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads()
+    )
+    return out.to(wanted)
+
+
+@torch.library.impl(_library, "indices", "CPU")
+def _indices(positions: Tensor, window: str, spatial: Sequence[int]) -> Tensor:
+    ndim = len(spatial)
+    plan = plan_of(window, "Max()", spatial, torch.float32)
+    positions, (outer, inner, behind) = as_laid_out(positions, ndim)
+    out = empty_like_layout(positions, ndim, plan.output, torch.int64, behind)
+    _native(plan).indices(
+        positions.data_ptr(), out.data_ptr(), outer, inner, torch.get_num_threads()
+    )
+    return out
+
+
+# --- shapes only -------------------------------------------------------------------------------
+
+
+def _output(window: Window, x: Tensor, ndim: int) -> tuple[Any, ...]:
+    return window.output_shape(x.shape[x.ndim - ndim :])
+
+
+@torch.library.register_fake("poolkit::pool", lib=_library)
+def _pool_fake(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    seen, reduced = _parsed(window, reduction)
+    x, (_, _, behind) = as_laid_out(x, ndim)
+    result = _DTYPES[reduced.result_dtype(DTYPES[_NAMES[x.dtype]])]
+    return empty_like_layout(x, ndim, _output(seen, x, ndim), result, behind)
+
+
+def _most_positions(window: Window, spatial: Sequence[Any]) -> Any:
+    """Positions of the largest window, for the size of a code."""
+    from ..windows import Sliding
+
+    if isinstance(window, Sliding):
+        kernel, _, _ = window._sizes(len(spatial))
+        product: Any = 1
+        for size, taps in zip(spatial, kernel, strict=True):
+            product = product * (taps if taps <= size else size)
+        return product
+    product = 1
+    for span in window.axes([int(size) for size in spatial]):
+        product *= span.taps
+    return product
+
+
+@torch.library.register_fake("poolkit::pool_positions", lib=_library)
+def _pool_positions_fake(
+    x: Tensor, window: str, reduction: str, ndim: int
+) -> tuple[Tensor, Tensor]:
+    out = _pool_fake(x, window, reduction, ndim)
+    most = _most_positions(_parsed(window, reduction)[0], x.shape[x.ndim - ndim :])
+    codes = torch.uint8 if most <= 256 else torch.uint16 if most <= 65536 else torch.uint32
+    return out, torch.empty_like(out, dtype=codes)
+
+
+@torch.library.register_fake("poolkit::scatter", lib=_library)
+def _scatter_fake(grad: Tensor, positions: Tensor, window: str, spatial: Sequence[Any]) -> Tensor:
+    ndim = len(spatial)
+    positions, (_, _, behind) = as_laid_out(positions, ndim)
+    return empty_like_layout(positions, ndim, tuple(spatial), grad.dtype, behind)
+
+
+@torch.library.register_fake("poolkit::spread", lib=_library)
+def _spread_fake(grad: Tensor, window: str, reduction: str, spatial: Sequence[Any]) -> Tensor:
+    grad, (_, _, behind) = as_laid_out(grad, len(spatial))
+    return empty_like_layout(grad, len(spatial), tuple(spatial), grad.dtype, behind)
+
+
+@torch.library.register_fake("poolkit::indices", lib=_library)
+def _indices_fake(positions: Tensor, window: str, spatial: Sequence[Any]) -> Tensor:
+    positions, _ = as_laid_out(positions, len(spatial))
+    return torch.empty_like(positions, dtype=torch.int64)
+
+
+# --- vmap: any number of axes may be in front, so a batch axis goes there ------------------------
+
+
+def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+    if axis is None:
+        return tensor.expand(size, *tensor.shape)
+    return tensor.movedim(axis, 0)
+
+
+@torch.library.register_vmap("poolkit::pool", lib=_library)
+def _pool_vmap(
+    info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
+) -> tuple[Tensor, int]:
+    return torch.ops.poolkit.pool(_to_front(x, axes[0], info.batch_size), window, reduction, ndim), 0
+
+
+@torch.library.register_vmap("poolkit::pool_positions", lib=_library)
+def _pool_positions_vmap(
+    info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    x = _to_front(x, axes[0], info.batch_size)
+    return torch.ops.poolkit.pool_positions(x, window, reduction, ndim), (0, 0)
+
+
+@torch.library.register_vmap("poolkit::scatter", lib=_library)
+def _scatter_vmap(
+    info: Any, axes: Any, grad: Tensor, positions: Tensor, window: str, spatial: Sequence[int]
+) -> tuple[Tensor, int]:
+    grad = _to_front(grad, axes[0], info.batch_size)
+    positions = _to_front(positions, axes[1], info.batch_size)
+    return torch.ops.poolkit.scatter(grad, positions, window, spatial), 0
+
+
+@torch.library.register_vmap("poolkit::spread", lib=_library)
+def _spread_vmap(
+    info: Any, axes: Any, grad: Tensor, window: str, reduction: str, spatial: Sequence[int]
+) -> tuple[Tensor, int]:
+    grad = _to_front(grad, axes[0], info.batch_size)
+    return torch.ops.poolkit.spread(grad, window, reduction, spatial), 0
+
+
+@torch.library.register_vmap("poolkit::indices", lib=_library)
+def _indices_vmap(
+    info: Any, axes: Any, positions: Tensor, window: str, spatial: Sequence[int]
+) -> tuple[Tensor, int]:
+    positions = _to_front(positions, axes[0], info.batch_size)
+    return torch.ops.poolkit.indices(positions, window, spatial), 0
