@@ -39,7 +39,17 @@ constexpr int64_t kLineChunk = 4096;
 constexpr int64_t kDirectTaps = 16;
 constexpr int64_t kMaxDirectTaps = 4096;
 
+// Rows of up to this many outputs that tile without a rest are joined to lines about as long:
+// 2x2 on rows of 14 takes a third of the time, on rows of 112 two thirds.
+constexpr int64_t kJoinedRow = 256;
+
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+constexpr int64_t power_of_two(int64_t at_least) {
+    int64_t power = 1;
+    while (power < at_least) power *= 2;
+    return power;
+}
 
 template <class T>
 POOLKIT_INLINE T at_most(T a, T b) { return b < a ? b : a; }
@@ -56,6 +66,19 @@ struct Arena {
         return base ? here : nullptr;
     }
 };
+
+// Calls body(constant) where a small number is known to the compiler, so that it unrolls.
+template <int N>
+struct Constant {
+    POOLKIT_INLINE operator int64_t() const { return N; }
+};
+template <class Body>
+POOLKIT_INLINE void with_taps(int64_t taps, Body body) {
+    if (taps == 2) body(Constant<2>{});
+    else if (taps == 3) body(Constant<3>{});
+    else if (taps == 5) body(Constant<5>{});
+    else body(taps);
+}
 
 // --- across -------------------------------------------------------------------------------------
 
@@ -77,12 +100,14 @@ template <class R, class A, bool Lift, int U, class Lines>
 POOLKIT_INLINE void merge_chain(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p,
                                 Vec<A> (&acc)[U]) {
     constexpr int n = lanes<A>;
+#pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
         const Vec<A> v = load<A>(lines[lo] + j + u * n);
         acc[u] = Lift ? R::lift(v, p) : v;
     }
     for (int64_t i = lo + 1; i < hi; ++i) {
         const auto* line = lines[i] + j;
+#pragma GCC unroll 4
         for (int u = 0; u < U; ++u) {
             const Vec<A> v = load<A>(line + u * n);
             acc[u] = R::merge(acc[u], Lift ? R::lift(v, p) : v);
@@ -91,7 +116,7 @@ POOLKIT_INLINE void merge_chain(const Lines& lines, int64_t lo, int64_t hi, int6
 }
 
 template <class R, class A, bool Lift, int U, class Lines>
-void merge_tree(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p,
+POOLKIT_ONCE void merge_tree(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p,
                 Vec<A> (&acc)[U]) {
     if (R::idempotent || hi - lo <= kChain) {
         merge_chain<R, A, Lift, U>(lines, lo, hi, j, p, acc);
@@ -101,6 +126,7 @@ void merge_tree(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p,
     Vec<A> rest[U];
     merge_tree<R, A, Lift, U>(lines, lo, middle, j, p, acc);
     merge_tree<R, A, Lift, U>(lines, middle, hi, j, p, rest);
+#pragma GCC unroll 4
     for (int u = 0; u < U; ++u) acc[u] = R::merge(acc[u], rest[u]);
 }
 
@@ -109,6 +135,7 @@ POOLKIT_INLINE void merge_columns(const Lines& lines, int64_t count, int64_t j, 
     Vec<A> acc[U];
     if (R::idempotent || count <= kChain) merge_chain<R, A, Lift, U>(lines, 0, count, j, p, acc);
     else merge_tree<R, A, Lift, U>(lines, 0, count, j, p, acc);
+#pragma GCC unroll 4
     for (int u = 0; u < U; ++u) store<A>(out + j + u * lanes<A>, acc[u]);
 }
 
@@ -128,24 +155,27 @@ A merge_one(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p) {
 
 // out[j] = lines[0][j] merged with lines[1][j], ...; n columns. Exactly n elements are touched.
 template <class R, class A, bool Lift, class S, template <class> class Lines>
-void across(const Lines<S>& lines, int64_t count, int64_t n, double p, A* out) {
+POOLKIT_ONCE void across(const Lines<S>& lines, int64_t count, int64_t n, double p, A* out) {
     constexpr int64_t width = lanes<A>;
     if (count == 0) {
         for (int64_t j = 0; j < n; ++j) out[j] = R::template identity<A>();
         return;
     }
     int64_t j = 0;
-    for (; j + 4 * width <= n; j += 4 * width) merge_columns<R, A, Lift, 4>(lines, count, j, p, out);
-    for (; j + width <= n; j += width) merge_columns<R, A, Lift, 1>(lines, count, j, p, out);
+    with_taps(count, [&](auto known) {
+        for (; j + 4 * width <= n; j += 4 * width)
+            merge_columns<R, A, Lift, 4>(lines, known, j, p, out);
+        for (; j + width <= n; j += width) merge_columns<R, A, Lift, 1>(lines, known, j, p, out);
+        if (j < n && n >= width) {  // again some columns that are done: same values
+            merge_columns<R, A, Lift, 1>(lines, known, n - width, p, out);
+            j = n;
+        }
+    });
     if (j == n) return;
-    if (n >= width) {  // the last vector again covers columns that are done: same values
-        merge_columns<R, A, Lift, 1>(lines, count, n - width, p, out);
-        return;
-    }
     if constexpr (!Lift) {  // states: there is slack behind every line
         Vec<A> acc[1];
         merge_tree<R, A, Lift, 1>(lines, 0, count, 0, p, acc);
-        memcpy(out, acc, n * sizeof(A));
+        store_first<A>(out, acc[0], n);
     } else {
         for (; j < n; ++j) out[j] = merge_one<R, A>(lines, 0, count, j, p);
     }
@@ -153,7 +183,7 @@ void across(const Lines<S>& lines, int64_t count, int64_t n, double p, A* out) {
 
 // The same with positions. Line i adds i * radix to the codes it brings; without codes they are 0.
 template <class R, class A, class S, template <class> class Lines>
-void across_positions(const Lines<S>& lines, const Code<A>* const* codes, int64_t count,
+POOLKIT_ONCE void across_positions(const Lines<S>& lines, const Code<A>* const* codes, int64_t count,
                       int64_t radix, int64_t n, A* out, Code<A>* out_codes) {
     constexpr int64_t width = lanes<A>;
     using C = Code<A>;
@@ -213,6 +243,7 @@ struct Wide {
 template <class R, class A, class S>
 POOLKIT_INLINE Wide<A> load_wide(const S* from, double p) {
     Wide<A> wide;
+#pragma GCC unroll 4
     for (int i = 0; i < Wide<A>::parts; ++i)
         wide.v[i] = R::lift(load<A>(from + i * lanes<A>), p);
     return wide;
@@ -220,12 +251,13 @@ POOLKIT_INLINE Wide<A> load_wide(const S* from, double p) {
 
 template <class R, class A>
 POOLKIT_INLINE void merge_wide(Wide<A>& a, const Wide<A>& b) {
+#pragma GCC unroll 4
     for (int i = 0; i < Wide<A>::parts; ++i) a.v[i] = R::merge(a.v[i], b.v[i]);
 }
 
 // A chain of up to kChain wides, then a tree of chains.
 template <class R, class A, class S>
-Wide<A> fold_wides(const S* from, int64_t wides, double p) {
+POOLKIT_ONCE Wide<A> fold_wides(const S* from, int64_t wides, double p) {
     constexpr int64_t width = Wide<A>::width;
     if (wides <= kChain) {
         Wide<A> acc = load_wide<R, A>(from, p);
@@ -267,6 +299,7 @@ POOLKIT_INLINE Vec<A> fold_lanes(Vec<A>* v) {
     if constexpr (Width == 1) {
         return v[0];
     } else {
+#pragma GCC unroll 16
         for (int i = 0; i < Width / 2; ++i) {
             const Vec<A> first = halves_of<Width, false>(v[2 * i], v[2 * i + 1], Upto<lanes<A>>{});
             const Vec<A> second = halves_of<Width, true>(v[2 * i], v[2 * i + 1], Upto<lanes<A>>{});
@@ -295,7 +328,7 @@ A first_zero(const S* from, int64_t n, A zero) {
 
 // One contiguous window.
 template <class R, class A, class S>
-A fold_span(const S* from, int64_t n, int64_t step, double p) {
+POOLKIT_ONCE A fold_span(const S* from, int64_t n, int64_t step, double p) {
     if (n == 0) return R::template identity<A>();
     if (step != 1 || n <= 8) {
         A acc = R::lift(static_cast<A>(widen(from[0])), p);
@@ -331,34 +364,83 @@ int64_t find_in_span(const S* from, int64_t n, int64_t step, A value) {
     return 0;
 }
 
-// The lifted inputs that outputs [o0, o1) of a regular axis see, as one contiguous array of A in
-// which no window is clipped. Points into the line itself where that serves.
-template <class R, class A, class S>
-POOLKIT_INLINE const A* windowed_line(const Axis& axis, const S* line, int64_t o0, int64_t o1,
-                                      bool writable, double p, A* buffer) {
-    const int64_t start = o0 * axis.stride + axis.offset;
-    const int64_t reach = (o1 - 1 - o0) * axis.stride + (axis.taps - 1) * axis.step + 1;
-    const bool clipped = start < 0 || start + reach > axis.size;
-    if constexpr (same<A, S> && R::plain)
-        if (!clipped && !writable && o1 - o0 >= lanes<A>) return line + start;
-    const int64_t room = round_up(reach + 2 * lanes<A>, lanes<A>);
-    const int64_t before = start < 0 ? at_most(-start, reach) : 0;
-    const int64_t inside = at_most(axis.size - start, reach) - before;
+// What outputs [o0, o1) of a regular axis see of a line: `reach` positions from `start` on, of
+// which `before` lie in front of the line and `inside` on it.
+struct Extent {
+    int64_t start, reach, before, inside;
+};
+
+POOLKIT_INLINE Extent extent_of(const Axis& axis, int64_t o0, int64_t o1) {
+    Extent e;
+    e.start = o0 * axis.stride + axis.offset;
+    e.reach = (o1 - 1 - o0) * axis.stride + (axis.taps - 1) * axis.step + 1;
+    e.before = e.start < 0 ? at_most(-e.start, e.reach) : 0;
+    const int64_t inside = at_most(axis.size - e.start, e.reach) - e.before;
+    e.inside = inside > 0 ? inside : 0;
+    return e;
+}
+
+// Lines without a NaN, which are nearly all, are merged without looking for one.
+template <class R, class S>
+constexpr bool scans = R::positions && is_float<S>;
+template <class R, class S>
+using Quick = typename Choose<scans<R, S>, NoNaN<R>, R>::type;
+
+template <class A>
+POOLKIT_INLINE auto unordered(Vec<A> a, Vec<A> b) {
+    return (a != a) | (b != b);
+}
+
+// Whether there is a NaN among n values.
+template <class A>
+POOLKIT_INLINE bool has_nan(const A* from, int64_t n) {
+    constexpr int64_t width = lanes<A>;
+    if (n < width) {
+        const Vec<A> v = load_first<A>(from, n, Vec<A>{});
+        return any(v != v);
+    }
+    auto found = Vec<A>{} != Vec<A>{};
     int64_t i = 0;
-    for (; i < before; ++i) buffer[i] = R::template identity<A>();
-    const S* from = line + start + before;
-    if (inside > 0) {
-        if constexpr (same<A, S> && R::plain) {
-            memcpy(buffer + i, from, inside * sizeof(A));
-            i += inside;
+    for (; i + 2 * width <= n; i += 2 * width)
+        found |= unordered<A>(load<A>(from + i), load<A>(from + i + width));
+    if (i < n) {
+        const int64_t last = n - width;
+        found |= unordered<A>(load<A>(from + at_most(i, last)), load<A>(from + last));
+    }
+    return any(found);
+}
+
+// The lifted inputs of an extent as one contiguous array of A in which no window is clipped, with
+// two vectors of slack. Sets `found` if there is a NaN, where that matters.
+template <class R, class A, class S>
+POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* buffer, bool& found) {
+    // Vectors throughout, each running into what the next loop writes: a line is often short.
+    constexpr int64_t width = lanes<A>;
+    const Vec<A> nothing = broadcast<A>(R::template identity<A>());
+    auto unordered = nothing != nothing;
+    for (int64_t i = 0; i < e.before; i += width) store<A>(buffer + i, nothing);
+    const S* from = line + e.start + e.before;
+    A* to = buffer + e.before;
+    const auto copy = [&](int64_t i) {
+        const Vec<A> v = load<A>(from + i);
+        if constexpr (scans<R, S>) unordered |= v != v;
+        store<A>(to + i, R::lift(v, p));
+    };
+    int64_t i = 0;
+    for (; i + width <= e.inside; i += width) copy(i);
+    if (i < e.inside && e.inside >= width) {
+        copy(e.inside - width);
+    } else if (i < e.inside) {
+        const Vec<A> v = load_first<A>(from, e.inside, nothing);
+        if constexpr (scans<R, S>) unordered |= v != v;
+        if constexpr (scans<R, S> || R::plain) {
+            store<A>(to, v);
         } else {
-            const int64_t end = i + inside;
-            for (; i + lanes<A> <= end; i += lanes<A>, from += lanes<A>)
-                store<A>(buffer + i, R::lift(load<A>(from), p));
-            for (; i < end; ++i, ++from) buffer[i] = R::lift(static_cast<A>(widen(*from)), p);
+            for (; i < e.inside; ++i) to[i] = R::lift(v[i], p);
         }
     }
-    for (; i < room; ++i) buffer[i] = R::template identity<A>();
+    for (i = e.before + e.inside; i < e.reach + 2 * width; i += width) store<A>(buffer + i, nothing);
+    found = any(unordered);
     return buffer;
 }
 
@@ -373,7 +455,7 @@ int64_t windowed_room(const Axis& axis, int64_t outputs) {
 // neighbours are built in place, and a window is put together from them. Nothing is subtracted,
 // so nothing cancels, and the sum is a tree.
 template <class R, class A>
-void within_doubling(A* line, int64_t outputs, int64_t taps, int64_t step, A* out) {
+POOLKIT_ONCE void within_doubling(A* line, int64_t outputs, int64_t taps, int64_t step, A* out) {
     const int64_t n = outputs + (taps - 1) * step;  // inputs
     int64_t width = 1, done = 0;
     bool started = false;
@@ -409,26 +491,20 @@ POOLKIT_INLINE void even_odd(const A* from, Vec<A>& evens, Vec<A>& odds) {
     odds = odd<A>(a, b);
 }
 
-// Taps of stride 2 come in pairs out of two loads. A last tap without a partner is the odd one of
-// the pair before it, so that no load reaches beyond the last input.
+// Taps of stride 2 come in pairs out of two loads. A last tap without a partner is the even one of
+// the pair before it, one output on, so that no load reaches beyond the last input.
 template <class R, class A>
 POOLKIT_INLINE Vec<A> pairs_at(const A* from, int64_t taps) {
     Vec<A> evens, odds;
-    if (taps == 1) {
-        even_odd<A>(from, evens, odds);
-        return evens;
-    }
     even_odd<A>(from, evens, odds);
+    if (taps == 1) return evens;
     Vec<A> acc = R::merge(evens, odds);
     int64_t t = 2;
     for (; t + 2 <= taps; t += 2) {
         even_odd<A>(from + t, evens, odds);
         acc = R::merge(R::merge(acc, evens), odds);
     }
-    if (t < taps) {
-        even_odd<A>(from + t - 1, evens, odds);
-        acc = R::merge(acc, odds);
-    }
+    if (t < taps) acc = R::merge(acc, next_lanes<A>(evens, broadcast<A>(from[t + 2 * (lanes<A> - 1)])));
     return acc;
 }
 
@@ -442,41 +518,77 @@ POOLKIT_INLINE void each_vector(int64_t n, Body body) {
     if (i < n) body(n >= width ? n - width : 0);
 }
 
-// out[o - o0] = the window of output o along one line. `out` has a vector of slack behind it.
-template <class R, class A, class S>
-void within(const Axis& axis, const S* line, int64_t o0, int64_t o1, double p, A* buffer, A* out) {
-    const bool doubling = axis.stride == 1 && axis.taps >= kDoubling;
-    if (!axis.regular || (axis.taps > kLongSpan && !doubling)) {
-        for (int64_t o = o0; o < o1; ++o)
-            out[o - o0] = fold_span<R, A>(line + axis.begin[o], axis.count[o], axis.step, p);
-        return;
-    }
-    const A* from = windowed_line<R, A>(axis, line, o0, o1, doubling, p, buffer);
-    const int64_t n = o1 - o0, taps = axis.taps, step = axis.step;
-    if (doubling) {
-        within_doubling<R, A>(buffer, n, taps, step, out);
-    } else if (axis.stride == 1) {
-        each_vector<A>(n, [&](int64_t i) {
-            Vec<A> acc = load<A>(from + i);
-            for (int64_t t = 1; t < taps; ++t) acc = R::merge(acc, load<A>(from + i + t * step));
-            store<A>(out + i, acc);
+// n windows none of which is clipped, from lifted values.
+template <class R, class A>
+POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out) {
+    const int64_t stride = axis.stride, step = axis.step;
+    if (stride == 1) {
+        with_taps(axis.taps, [&](auto taps) {
+            each_vector<A>(n, [&](int64_t i) {
+                Vec<A> acc = load<A>(from + i);
+                for (int64_t t = 1; t < taps; ++t) acc = R::merge(acc, load<A>(from + i + t * step));
+                store<A>(out + i, acc);
+            });
         });
-    } else if (axis.stride == 2 && step == 1) {
-        if (taps == 2) each_vector<A>(n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, 2)); });
-        else if (taps == 3) each_vector<A>(n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, 3)); });
-        else each_vector<A>(n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, taps)); });
+    } else if (stride == 2 && step == 1) {
+        with_taps(axis.taps, [&](auto taps) {
+            each_vector<A>(n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, taps)); });
+        });
     } else {
-        const int64_t stride = axis.stride;
         for (int64_t i = 0; i < n; ++i) out[i] = from[i * stride];
-        for (int64_t t = 1; t < taps; ++t)
+        for (int64_t t = 1; t < axis.taps; ++t)
             for (int64_t i = 0; i < n; ++i)
                 out[i] = R::merge(out[i], from[i * stride + t * step]);
     }
 }
 
+// out[o - o0] = the window of output o along one line. `out` has a vector of slack behind it.
+// Returns whether there may be a NaN among them.
+template <class R, class A, class S>
+POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1, const Extent& e, double p,
+            A* buffer, A* out) {
+    const bool doubling = axis.stride == 1 && axis.taps >= kDoubling;
+    if (!axis.regular || (axis.taps > kLongSpan && !doubling)) {
+        for (int64_t o = o0; o < o1; ++o)
+            out[o - o0] = fold_span<R, A>(line + axis.begin[o], axis.count[o], axis.step, p);
+        return scans<R, S>;
+    }
+    if constexpr (same<A, S> && R::plain) {
+        // Where no more than two windows are clipped, the others are read in place, and those are
+        // merged one by one, in the order of the vectors.
+        const int64_t lo = o0 > axis.full_begin ? o0 : axis.full_begin, hi = at_most(o1, axis.full_end);
+        if (!doubling && hi - lo >= lanes<A> && lo - o0 + o1 - hi <= 2) {
+            const auto one = [&](int64_t o) {
+                const A* at = line + axis.begin[o];
+                A acc = axis.count[o] ? at[0] : R::template identity<A>();
+                for (int64_t t = 1; t < axis.count[o]; ++t) acc = R::merge(acc, at[t * axis.step]);
+                out[o - o0] = acc;
+            };
+            const A* from = line + lo * axis.stride + axis.offset;
+            bool found = false;
+            if constexpr (scans<R, S>) found = has_nan(line + e.start + e.before, e.inside);
+            for (int64_t o = o0; o < lo; ++o) one(o);
+            if (found) unclipped<R, A>(axis, from, hi - lo, out + (lo - o0));
+            else unclipped<Quick<R, S>, A>(axis, from, hi - lo, out + (lo - o0));
+            for (int64_t o = hi; o < o1; ++o) one(o);
+            return found;
+        }
+    }
+    bool found = false;
+    copy_line<R, A>(line, e, p, buffer, found);
+    if (doubling) {
+        if (found) within_doubling<R, A>(buffer, o1 - o0, axis.taps, axis.step, out);
+        else within_doubling<Quick<R, S>, A>(buffer, o1 - o0, axis.taps, axis.step, out);
+    } else {
+        if (found) unclipped<R, A>(axis, buffer, o1 - o0, out);
+        else unclipped<Quick<R, S>, A>(axis, buffer, o1 - o0, out);
+    }
+    return found;
+}
+
 // The same with positions: the tap within the clipped window.
 template <class R, class A, class S>
-void within_positions(const Axis& axis, const S* line, int64_t o0, int64_t o1, A* out,
+POOLKIT_ONCE void within_positions(const Axis& axis, const S* line, int64_t o0, int64_t o1, A* out,
                       Code<A>* codes) {
     using C = Code<A>;
     constexpr int64_t width = lanes<A>;
@@ -556,7 +668,7 @@ void within_positions(const Axis& axis, const S* line, int64_t o0, int64_t o1, A
 // A line of states becomes results: divided (one row's divisor, one for each column), finished,
 // narrowed.
 template <class R, class A, class O>
-POOLKIT_INLINE void finish_line(const A* state, int64_t n, double row, const double* columns,
+POOLKIT_ONCE void finish_line(const A* state, int64_t n, double row, const double* columns,
                                 bool uniform, double p, O* out) {
     const auto one = [&](A x, double divisor) -> O {
         if constexpr (same<A, int64_t> && same<O, float>)
@@ -582,7 +694,7 @@ POOLKIT_INLINE void finish_line(const A* state, int64_t n, double row, const dou
 }
 
 template <class C>
-void store_codes(const C* codes, int64_t n, int64_t positions, int64_t at, void* out) {
+POOLKIT_ONCE void store_codes(const C* codes, int64_t n, int64_t positions, int64_t at, void* out) {
     if (positions <= 256)
         for (int64_t j = 0; j < n; ++j) static_cast<uint8_t*>(out)[at + j] = static_cast<uint8_t>(codes[j]);
     else if (positions <= 65536)
@@ -646,10 +758,12 @@ class Pooling {
         if (walk == Walk::direct) taps = g.positions;
         if (walk == Walk::ring) {
             for (int a = 0; a < last; ++a) {
-                rows[a] = (g.axis[a].taps - 1) * g.axis[a].step + 1;
+                // A power of two, so that a row finds its place without a division.
+                rows[a] = power_of_two((g.axis[a].taps - 1) * g.axis[a].step + 1);
                 stored[a] = round_up(length[a + 1] + slack, lanes<A>);
                 ring[a] = arena.template take<A>(rows[a] * stored[a]);
                 tag[a] = arena.template take<const S*>(rows[a]);
+                broken[a] = arena.template take<bool>(rows[a]);
                 if (Positions) ring_codes[a] = arena.template take<C>(rows[a] * stored[a]);
                 if (g.axis[a].taps > taps) taps = g.axis[a].taps;
             }
@@ -668,6 +782,19 @@ class Pooling {
             const int64_t outputs = walk == Walk::lines ? at_most(axis.outputs, kLineChunk) : axis.outputs;
             buffer = arena.template take<A>(windowed_room<A>(axis, outputs));
         }
+        // Rows that windows tile without a rest are one long line: short rows fill no vector.
+        const Axis& row = g.axis[last];
+        joins = walk == Walk::ring && !Positions && inner == 1 && g.axes == 2 && row.regular &&
+                row.offset == 0 && row.full_end == row.outputs &&
+                row.stride * row.outputs == row.size && (row.taps - 1) * row.step < row.stride &&
+                g.axis[0].regular && g.axis[0].step == 1 && row.outputs <= kJoinedRow;
+        if (joins) {
+            joined_outputs = at_most(g.axis[0].outputs, 1 + kJoinedRow / row.outputs);
+            joined_rows = (joined_outputs - 1) * g.axis[0].stride + g.axis[0].taps;
+            joined = arena.template take<A>(joined_rows * row.outputs + slack);
+            buffer = arena.template take<A>(joined_rows * row.size + 4 * lanes<A>);
+        }
+        if (g.axis[last].outputs > 0) whole_line = extent_of(g.axis[last], 0, g.axis[last].outputs);
         bytes = arena.used;
     }
 
@@ -696,12 +823,17 @@ class Pooling {
     A* ring[kMaxAxes] = {};
     C* ring_codes[kMaxAxes] = {};
     const S** tag[kMaxAxes] = {};
+    bool* broken[kMaxAxes] = {};  // whether there may be a NaN in a kept block
     int64_t most_taps = 1;
     const A** lines = nullptr;
     const C** line_codes = nullptr;
     A* state = nullptr;
     C* codes = nullptr;
     A* buffer = nullptr;
+    Extent whole_line{};
+    bool joins = false;
+    int64_t joined_outputs = 0, joined_rows = 0;
+    A* joined = nullptr;
 
     // Whether a state is already the result.
     static constexpr bool direct_result = same<A, O> && R::positions;
@@ -726,7 +858,8 @@ class Pooling {
                 within_positions<R, A>(axis, x + line * axis.size, o0, o1, state, codes);
                 store_codes(codes, o1 - o0, g.positions, at, part.positions);
             } else {
-                within<R, A>(axis, x + line * axis.size, o0, o1, g.exponent, buffer, state);
+                within<R, A>(axis, x + line * axis.size, o0, o1, extent_of(axis, o0, o1), g.exponent,
+                             buffer, state);
             }
             finish(state, o1 - o0, 1.0, axis.divisor ? axis.divisor + o0 : nullptr, out + at);
         }
@@ -843,9 +976,17 @@ class Pooling {
         for (int a = 0; a < last; ++a)
             for (int64_t i = 0; i < rows[a]; ++i) tag[a][i] = nullptr;
         const int64_t outputs = g.axis[0].outputs;
+        int64_t slab = part.first / outputs, o = part.first % outputs - 1;
         for (int64_t task = part.first; task < part.last; ++task) {
-            const int64_t slab = task / outputs, o = task % outputs;
+            if (++o == outputs) o = 0, ++slab;
             const int64_t at = slab * length[0] + o * length[1];
+            if (joins) {
+                const int64_t n = at_most(at_most(joined_outputs, outputs - o), part.last - task);
+                run_joined(x + slab * extent[0], out + at, o, n);
+                task += n - 1;
+                o += n - 1;
+                continue;
+            }
             if constexpr (direct_result && !Positions) {
                 reduce_slabs(0, o, x + slab * extent[0], out + at, nullptr);
             } else {
@@ -853,6 +994,32 @@ class Pooling {
                 finish_block(1, divisor(0, o), state, out + at);
                 if constexpr (Positions) store_codes(codes, length[1], g.positions, at, part.positions);
             }
+        }
+    }
+
+    // n output rows from o on, whose input rows are reduced as one line.
+    void run_joined(const S* from, O* out, int64_t o, int64_t n) {
+        const Axis& rows_axis = g.axis[0];
+        Axis row = g.axis[last];
+        const int64_t width = row.outputs, first = rows_axis.begin[o];
+        int64_t end = first;
+        for (int64_t k = o; k < o + n; ++k) {
+            const int64_t after = rows_axis.begin[k] + rows_axis.count[k];
+            if (rows_axis.count[k] > 0 && after > end) end = after;
+        }
+        row.size *= end - first;
+        row.outputs = row.full_end = width * (end - first);
+        bool found = false;
+        if (end > first)
+            found = within<R, A>(row, from + first * extent[1], 0, row.outputs,
+                                 extent_of(row, 0, row.outputs), g.exponent, buffer, joined);
+        for (int64_t k = o; k < o + n; ++k, out += width) {
+            const StridedLines<A> window{joined + (rows_axis.begin[k] - first) * width, width};
+            A* to = state;
+            if constexpr (direct_result) to = out;
+            if (found) across<R, A, false>(window, rows_axis.count[k], width, g.exponent, to);
+            else across<Quick<R, S>, A, false>(window, rows_axis.count[k], width, g.exponent, to);
+            if constexpr (!direct_result) finish(state, width, divisor(0, k), g.axis[last].divisor, out);
         }
     }
 
@@ -866,47 +1033,55 @@ class Pooling {
             finish_block(a + 1, row * axis.divisor[o], from + o * length[a + 1], to + o * length[a + 1]);
     }
 
-    void finish(const A* from, int64_t n, double row, const double* columns, O* to) {
+    POOLKIT_ONCE void finish(const A* from, int64_t n, double row, const double* columns, O* to) {
         const bool uniform = g.axis[last].divisor_uniform;
         finish_line<R, A, O>(from, n, row, columns, uniform, g.exponent, to);
     }
 
     // Output o of axis a: the slabs that it sees, each reduced along the axes behind (once: they
     // are kept in the ring), merged.
-    void reduce_slabs(int a, int64_t o, const S* from, A* to, C* to_codes) {
+    bool reduce_slabs(int a, int64_t o, const S* from, A* to, C* to_codes) {
         const Axis& axis = g.axis[a];
         const int64_t count = axis.count[o];
         const A** slabs = lines + a * most_taps;
         const C** slab_codes = Positions ? line_codes + a * most_taps : nullptr;
+        bool may_break = false;
         for (int64_t t = 0; t < count; ++t) {
             const int64_t i = axis.begin[o] + t * axis.step;
             const S* slab = from + i * extent[a + 1];
-            const int64_t slot = i % rows[a];
+            const int64_t slot = i & (rows[a] - 1);
             A* kept = ring[a] + slot * stored[a];
             C* kept_codes = Positions ? ring_codes[a] + slot * stored[a] : nullptr;
             if (tag[a][slot] != slab) {
-                reduce_block(a + 1, slab, kept, kept_codes);
+                broken[a][slot] = reduce_block(a + 1, slab, kept, kept_codes);
                 tag[a][slot] = slab;
             }
+            may_break = may_break || broken[a][slot];
             slabs[t] = kept;
             if (Positions) slab_codes[t] = kept_codes;
         }
         const ListedLines<A> window{slabs};
         if constexpr (Positions)
             across_positions<R, A>(window, slab_codes, count, radix(a), length[a + 1], to, to_codes);
-        else
+        else if (may_break)
             across<R, A, false>(window, count, length[a + 1], g.exponent, to);
+        else
+            across<Quick<R, S>, A, false>(window, count, length[a + 1], g.exponent, to);
+        return may_break;
     }
 
-    // Axes a.. of a block of inputs. `to` has slack behind it.
-    void reduce_block(int a, const S* from, A* to, C* to_codes) {
+    // Axes a.. of a block of inputs; whether there may be a NaN among them. `to` has slack behind.
+    bool reduce_block(int a, const S* from, A* to, C* to_codes) {
         const Axis& axis = g.axis[a];
+        bool may_break = false;
         if (a < last) {
-            for (int64_t o = 0; o < axis.outputs; ++o)
-                reduce_slabs(a, o, from, to + o * length[a + 1], to_codes + (Positions ? o * length[a + 1] : 0));
+            for (int64_t o = 0; o < axis.outputs; ++o) {
+                const int64_t at = o * length[a + 1];
+                may_break |= reduce_slabs(a, o, from, to + at, Positions ? to_codes + at : nullptr);
+            }
         } else if (inner == 1) {
             if constexpr (Positions) within_positions<R, A>(axis, from, 0, axis.outputs, to, to_codes);
-            else within<R, A>(axis, from, 0, axis.outputs, g.exponent, buffer, to);
+            else may_break = within<R, A>(axis, from, 0, axis.outputs, whole_line, g.exponent, buffer, to);
         } else {
             for (int64_t o = 0; o < axis.outputs; ++o) {
                 const StridedLines<S> window{from + axis.begin[o] * inner, axis.step * inner};
@@ -915,7 +1090,9 @@ class Pooling {
                 else
                     across<R, A, true>(window, axis.count[o], inner, g.exponent, to + o * inner);
             }
+            may_break = scans<R, S>;
         }
+        return may_break;
     }
 };
 
@@ -1196,14 +1373,6 @@ constexpr poolkit::Scatter scatter_row(const char* dtype) {
 // Integers add up to int64, or, divided by the positions of the window, to a float32 mean.
 template <class S>
 constexpr bool is_integer = !is_float<S>;
-template <bool Condition, class Yes, class No>
-struct Choose {
-    using type = Yes;
-};
-template <class Yes, class No>
-struct Choose<false, Yes, No> {
-    using type = No;
-};
 template <class R, class S>
 using Result = typename Choose<same<R, Sum> && is_integer<S>, int64_t, S>::type;
 template <class R, class S>

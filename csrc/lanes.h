@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -21,6 +21,8 @@ constexpr int kVectorBytes = 16;
 #endif
 
 #define POOLKIT_INLINE inline __attribute__((always_inline))
+// For loops that are worth a call: inlined into every caller they only cost compile time.
+#define POOLKIT_ONCE __attribute__((noinline))
 
 struct Bfloat16 {
     uint16_t bits;
@@ -33,6 +35,15 @@ template <class A, class B>
 constexpr bool same = false;
 template <class A>
 constexpr bool same<A, A> = true;
+
+template <bool Condition, class Yes, class No>
+struct Choose {
+    using type = Yes;
+};
+template <class Yes, class No>
+struct Choose<false, Yes, No> {
+    using type = No;
+};
 
 template <class T>
 constexpr bool is_float = same<T, float> || same<T, double> || same<T, Bfloat16> || same<T, Float16>;
@@ -184,6 +195,53 @@ POOLKIT_INLINE Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // x - 0 is x for every x, -0.0 and NaN too
 }
 
+// The first n elements (n < lanes), the rest as `fill`.
+template <class A, class S>
+POOLKIT_INLINE Vec<A> load_first(const S* from, int64_t n, Vec<A> fill) {
+#if defined(__AVX512F__)
+    if constexpr (same<A, float> && same<S, float>) {
+        const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1u);
+        return (Vec<A>)_mm512_mask_loadu_ps((__m512)fill, mask, from);
+    }
+#endif
+    for (int64_t i = 0; i < n; ++i) fill[i] = static_cast<A>(widen(from[i]));
+    return fill;
+}
+
+// Writes the first n lanes only (n < lanes).
+template <class A>
+POOLKIT_INLINE void store_first(A* to, Vec<A> v, int64_t n) {
+#if defined(__AVX512F__)
+    if constexpr (same<A, float>) {
+        const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1u);
+        _mm512_mask_storeu_ps(to, mask, (__m512)v);
+        return;
+    }
+#endif
+    A lane[lanes<A>];
+    memcpy(lane, &v, sizeof v);
+    for (int64_t i = 0; i < n; ++i) to[i] = lane[i];
+}
+
+// Whether any lane of a comparison's result is true.
+template <class M>
+POOLKIT_INLINE bool any(M mask) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(M) == 64) {
+        const __m512i bits = (__m512i)mask;
+        return _mm512_test_epi64_mask(bits, bits) != 0;
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(M) == 32) return _mm256_movemask_epi8((__m256i)mask) != 0;
+#elif defined(__SSE2__)
+    if constexpr (sizeof(M) == 16) return _mm_movemask_epi8((__m128i)mask) != 0;
+#endif
+    uint64_t words[sizeof(M) / 8], joined = 0;
+    memcpy(words, &mask, sizeof mask);
+    for (uint64_t word : words) joined |= word;
+    return joined != 0;
+}
+
 // --- shuffles -----------------------------------------------------------------------------------
 
 template <int... I>
@@ -222,6 +280,16 @@ POOLKIT_INLINE Vec<A> zip_first(Vec<A> a, Vec<A> b) {
 template <class A>
 POOLKIT_INLINE Vec<A> zip_second(Vec<A> a, Vec<A> b) {
     return zip_of<lanes<A> / 2>(a, b, Upto<lanes<A>>{});
+}
+
+template <class V, int... I>
+POOLKIT_INLINE V next_of(V a, V b, Sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I + 1)...);
+}
+// a moved down by one lane; the last lane is b's first.
+template <class A>
+POOLKIT_INLINE Vec<A> next_lanes(Vec<A> a, Vec<A> b) {
+    return next_of(a, b, Upto<lanes<A>>{});
 }
 
 // Segments of Width lanes of a and then of b, each cut in half: all first halves, all second ones.

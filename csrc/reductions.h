@@ -79,11 +79,9 @@ struct Max : Ordered {
     template <class T>
     static POOLKIT_INLINE auto replaces(T a, T b) { return (b > a) | (b != b); }
     template <class T>
-    static POOLKIT_INLINE T merge(T a, T b) {
-        // Two selects, not one on a joined condition: the first becomes the machine's max.
-        const T larger = (b > a) ? b : a;
-        return (b != b) ? b : larger;
-    }
+    static POOLKIT_INLINE T merge_ordered(T a, T b) { return (b > a) ? b : a; }  // the machine's max
+    template <class T>
+    static POOLKIT_INLINE T merge(T a, T b) { return (b != b) ? b : merge_ordered(a, b); }
 };
 
 struct Min : Ordered {
@@ -92,11 +90,18 @@ struct Min : Ordered {
     template <class T>
     static POOLKIT_INLINE auto replaces(T a, T b) { return (b < a) | (b != b); }
     template <class T>
-    static POOLKIT_INLINE T merge(T a, T b) {
-        const T smaller = (b < a) ? b : a;
-        return (b != b) ? b : smaller;
-    }
+    static POOLKIT_INLINE T merge_ordered(T a, T b) { return (b < a) ? b : a; }
+    template <class T>
+    static POOLKIT_INLINE T merge(T a, T b) { return (b != b) ? b : merge_ordered(a, b); }
 };
+
+// The same for values among which there is no NaN, in a third of the instructions.
+template <class R>
+struct NoNaN : R {
+    template <class T>
+    static POOLKIT_INLINE T merge(T a, T b) { return R::merge_ordered(a, b); }
+};
+
 
 struct Adding {
     static constexpr bool positions = false;

@@ -303,6 +303,13 @@ def test_markdown_has_one_column_per_peer_and_says_what_was_wrong() -> None:
     assert "distrust small +50%" in text
 
 
+def test_a_busy_machine_is_remarked() -> None:
+    run = example_run()
+    assert not any("Busy" in line for line in report.remarks(run, 1))
+    busy = replace(run, machine={**run.machine, "load_average": 1.5})
+    assert any("load average was 1.5" in line for line in report.remarks(busy, 1))
+
+
 def test_a_failed_write_leaves_the_old_report(tmp_path: Path) -> None:
     path = tmp_path / "bench.md"
     path.write_text("old", encoding="utf-8")

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
 pytest.importorskip("jinja2")
 
-import poolkit.nn
 import torch.nn.functional as F
 from torch import nn
 
 import poolkit
+import poolkit.nn
 from poolkit.errors import MissingExtraError, PoolError, PoolTypeError, PoolValueError
-from poolkit.inspection import LayerRecord, Report, inspect
+from poolkit.inspection import LayerRecord, Report, inspect, measure
 from poolkit.inspection.dataflow import Axis
 from poolkit.inspection.files import write_whole
 from poolkit.inspection.measure import Comparison, interleave, saved_for_backward
@@ -236,6 +236,28 @@ def test_poolkits_functions_are_found_once(way):
     assert layer.note == ("not in torch: torch has no such pooling." if operation == "pool" else "")
 
 
+def test_poolkits_modules_called_by_keyword_are_found():
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.other = poolkit.nn.MaxPool2d(2), nn.AvgPool2d(2)
+
+        def forward(self, x):
+            return self.other(input=self.pool(input=x))
+
+    layers = look(ByKeyword(), torch.randn(1, 3, 8, 8))
+    assert [(layer.name, layer.kind) for layer in layers] == [
+        ("pool", "module"), ("other", "module"),
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_inspected_as_it_was_written():
+    model = torch.compile(Calls(lambda x: F.max_pool2d(x, 2)))
+    (layer,) = look(model, torch.randn(1, 3, 8, 8))
+    assert layer.operation == "max_pool2d"
+
+
 def test_poolkits_calls_leave_no_trace_behind():
     from poolkit.torch import dispatch
 
@@ -427,9 +449,24 @@ def test_interleaved_samples_are_paired():
 def test_a_comparison_knows_noise_from_difference():
     noise = Comparison((1.0, 1.2) * 20, (1.2, 1.0) * 20)
     assert noise.interval[0] < 1 < noise.interval[1]
+    assert noise.undecided
     faster = Comparison((2.0, 2.4) * 20, (1.2, 1.0) * 20)
     assert faster.interval[0] > 1
+    assert not faster.undecided
     assert Comparison((1e-3,) * 9, (2e-3,) * 9).before_ms == 1.0
+
+
+@pytest.mark.parametrize(("ratio", "looks"), [(1.0, 3), (2.0, 1)])
+def test_an_undecided_comparison_looks_again(monkeypatch, ratio, looks):
+    taken = []
+
+    def samples(calls, seconds):
+        taken.append(seconds)
+        return [[ratio] * 15, [1.0] * 15]
+
+    monkeypatch.setattr(measure, "interleave", samples)
+    found = measure.compare(lambda: None, lambda: None, 0.5)
+    assert (len(taken), len(found.before)) == (looks, 15 * looks)
 
 
 # ---------------------------------------------------------------- pictures

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import poolkit.nn
 import torch.nn.functional as F
 from torch import nn
 
+import poolkit.nn
 from poolkit.errors import PoolTypeError, PoolValueError
 from poolkit.inspection.measure import Comparison
 from poolkit.optimization import OptimizeReport, optimize, optimizer
@@ -233,7 +233,13 @@ def scripted(model: nn.Module) -> nn.Module:
         return torch.jit.trace(model, X)
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, scripted])
+def compiled(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.compile(model)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, scripted, compiled])
 def test_wrapped_models_are_refused(wrap):
     model = wrap(network())
     with pytest.raises(PoolValueError, match=r"whose modules cannot be swapped.*wrap it again"):
@@ -431,3 +437,31 @@ def test_json():
     assert (data["version"], data["model"]) == (1, "Sequential")
     assert [layer["status"] for layer in data["layers"]] == ["swapped"] * 3
     assert "swaps" not in data
+
+
+def test_json_of_an_error_without_a_size():
+    model = nn.Sequential(nn.LPPool2d(3, 2))  # NaN in torch for negative sums, never in poolkit
+    report = optimize(model, X, seconds=0)
+    assert report.layers[0].status == "kept"
+    assert report.layers[0].error == float("inf")
+    assert json.loads(report.to_json())["layers"][0]["error"] is None
+
+
+def test_what_poolkit_refuses_is_skipped():
+    model = nn.Sequential(nn.LPPool2d(float("inf"), 2))
+    (layer,) = optimize(model, X, seconds=0).layers
+    assert layer.status == "kept"
+    assert layer.reason.startswith("poolkit cannot: p must be above 0 and finite, got inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_floating_types_are_swapped(dtype):
+    model = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(2))
+    report = optimize(model, torch.randn(2, 8, 30, 30, dtype=dtype), seconds=0)
+    assert [layer.status for layer in report.layers] == ["swapped", "swapped"]
+
+
+def test_print_shows_the_table():
+    text = str(optimize(network(), X, seconds=0))
+    assert "torch MaxPool2d, 3×3, stride 2, ceil mode" in text
+    assert "3 of 3 swapped for poolkit's." in text

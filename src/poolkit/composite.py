@@ -15,7 +15,7 @@ import numpy as np
 
 from .arrays import Array, Arrays, arrays_of
 from .dtypes import DType, dtype_of
-from .reductions import Reduction, Seen
+from .reductions import Max, Reduction, Seen
 from .windows import Spans
 
 __all__ = ["composite", "composite_indices"]
@@ -49,9 +49,11 @@ def _composite(
     else:
         state = reduction.lift(xp, x)
         identity = reduction.identity(working)
-        for place, span in enumerate(axes):
+        # The last axis first: what is merged is then in row-major order, in which the first of
+        # equal values wins.
+        for place in reversed(range(len(axes))):
             axis = x.ndim - trailing - len(axes) + place
-            state = _merge_axis(xp, state, identity, span, axis, reduction)
+            state = _merge_axis(xp, state, identity, axes[place], axis, reduction)
         padded = _outer_product([span.padded for span in axes], trailing)
         result = reduction.finish(xp, state, Seen(xp.index(inside, x), xp.index(padded, x)))
     return xp.cast(result, reduction.result_dtype(dtype))
@@ -131,7 +133,7 @@ def composite_indices(
     nan = (values != values) & mask
     last_nan = xp.largest(xp.where(nan, place, xp.fill(place, -1)))
     extreme = reduction.lift(xp, values)[0]
-    best = xp.largest(extreme) if reduction.identity(working)[0] < 0 else xp.smallest(extreme)
+    best = xp.largest(extreme) if isinstance(reduction, Max) else xp.smallest(extreme)
     is_best = (values == best[..., None]) & mask
     # A window whose values all equal the identity still points at its first position inside.
     first = xp.smallest(xp.where(is_best, place, xp.fill(place, seen.shape[-1] - 1)))
@@ -142,6 +144,6 @@ def composite_indices(
         flat = flat[..., None, None] * span.size + positions
     n = len(axes)
     flat = flat.transpose([*range(0, 2 * n, 2), *range(1, 2 * n, 2)])
-    flat = flat.reshape(flat.shape[:n] + (1,) * trailing + (-1,))
+    flat = flat.reshape(flat.shape[:n] + (1,) * trailing + (seen.shape[-1],))
     table = xp.broadcast(xp.index(np.ascontiguousarray(flat), x), values.shape)
     return xp.pick(table, tap[..., None])

@@ -14,7 +14,7 @@ from .composite import composite, composite_indices
 from .dtypes import dtype_of
 from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
 from .plan import Plan, plan_for
-from .reductions import Max, Min, Reduction, as_reduction
+from .reductions import Max, Mean, Min, Reduction, Sum, as_reduction
 from .windows import Window, as_window
 
 __all__ = ["Explanation", "explain", "pool", "pool_with_indices"]
@@ -38,7 +38,7 @@ def pool(
         window: which input positions each output position sees: a `Window` or its recipe.
         reduction: how they become one value: a `Reduction`, its name, or its recipe.
         ndim: the number of spatial axes. When the window's parameters do not fix it, the default
-            is all axes but two: a batch and channels are in front.
+            is all axes but two, a batch and channels being in front, and at least one.
 
     Returns:
         An array of the same kind, ``(..., *window.output_shape(spatial))``. The dtype is the
@@ -57,13 +57,10 @@ def pool(
     (1, 1, 5)
     """
     try:
+        runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
         spatial_axes = _spatial_axes(x, window, ndim, channels_last)
-        if is_torch_tensor(x):
-            from .torch import dispatch
-
-            return dispatch.pool(x, window, reduction, spatial_axes, channels_last)
-        return _pool_numpy(x, window, reduction, spatial_axes, channels_last)
+        return runner.pool(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
         raise error.during(f"{describe(x)} with {window} and {reduction}") from None
 
@@ -89,19 +86,41 @@ def pool_with_indices(
     (array([[7]]), array([[1]]))
     """
     try:
+        runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
         if not isinstance(reduction, (Max, Min)):
             raise PoolTypeError("only Max and Min have positions", "Use pool() instead")
         if window.joined:
             raise PoolTypeError("the grids of a pyramid have no common positions", "Use one grid")
         spatial_axes = _spatial_axes(x, window, ndim, channels_last)
-        if is_torch_tensor(x):
-            from .torch import dispatch
-
-            return dispatch.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
-        return _pool_with_indices_numpy(x, window, reduction, spatial_axes, channels_last)
+        return runner.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
         raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+
+
+class _Numpy:
+    """Who runs a call on NumPy arrays; on torch tensors it is `poolkit.torch.dispatch`."""
+
+    @staticmethod
+    def pool(
+        x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
+    ) -> np.ndarray:
+        return _pool_numpy(x, window, reduction, axes, channels_last)
+
+    @staticmethod
+    def pool_with_indices(
+        x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return _pool_with_indices_numpy(x, window, reduction, axes, channels_last)
+
+
+def runner_of(x: Array) -> Any:
+    """What has `pool` and `pool_with_indices` for this kind of array, past all validation."""
+    if is_torch_tensor(x):
+        from .torch import dispatch
+
+        return dispatch
+    return _Numpy
 
 
 def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
@@ -112,16 +131,19 @@ def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: boo
             f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
             "Convert it with numpy.asarray or torch.as_tensor",
         )
+    if ndim is not None and (isinstance(ndim, bool) or not isinstance(ndim, int) or ndim < 1):
+        raise PoolTypeError(f"ndim must be an integer of at least 1, got {ndim!r}", "Write ndim=2")
     fixed = window.ndim if window.ndim is not None else ndim
     if ndim is not None and fixed != ndim:
         raise PoolTypeError(f"ndim={ndim} was asked for, the window has {fixed} axes", "Drop one")
-    axes = rank - 2 if fixed is None else fixed
-    if axes < 1 or rank < axes + int(channels_last):
-        hint = "" if fixed is not None else " (a batch and channels are taken to be in front)"
+    axes = max(rank - 2, 1) if fixed is None else fixed
+    needed = axes + int(bool(channels_last))
+    if rank < needed:
+        behind = " and the channels behind them" if channels_last else ""
         raise PoolValueError(
-            f"an input of rank {rank} leaves {rank if fixed is not None else axes} spatial axes"
-            f"{hint}, {axes if fixed is not None else 'at least 1'} needed",
-            "Pass ndim=, or a window with one size for each spatial axis",
+            f"an input of rank {rank} has no room for {axes} spatial "
+            f"{'axis' if axes == 1 else 'axes'}{behind}",
+            f"Pass an array of rank {needed} or more, or another ndim or window",
         )
     return axes
 
@@ -138,7 +160,7 @@ def _plans(
     return [plan_for(grid, reduction, shape, dtype.name) for grid in window.grids()]
 
 
-def _checked_numpy(x: Any) -> np.ndarray:
+def _check_numpy(x: Any) -> None:
     if isinstance(x, np.ma.MaskedArray):
         raise PoolTypeError(
             "a masked array would be pooled without its mask", "Fill it first: x.filled(value)"
@@ -149,7 +171,12 @@ def _checked_numpy(x: Any) -> np.ndarray:
             "Convert it with numpy.asarray",
         )
     dtype_of(x)
-    return np.ascontiguousarray(x)
+
+
+def _checked_numpy(x: Any) -> np.ndarray:
+    _check_numpy(x)
+    # Views of records or of bytes may lie between the addresses that their elements need.
+    return np.require(x, requirements="CA")
 
 
 def _pool_numpy(
@@ -158,12 +185,33 @@ def _pool_numpy(
     x = _checked_numpy(x)
     results = []
     for plan in _plans(x, window, reduction, axes, channels_last):
-        if plan.native is None:
+        if _overflows(x, plan, channels_last):
+            if plan.result == "int64":
+                raise PoolValueError(
+                    "a sum of int64 values does not fit 64 bits", "Pool x.astype('float64')"
+                )
+            result = composite(
+                x.astype(np.float64), plan.axes, reduction, channels_last=channels_last
+            ).astype(plan.result)
+        elif plan.native is None:
             result = composite(x, plan.axes, reduction, channels_last=channels_last)
         else:
             result = _run_numpy(plan, x, channels_last)
         results.append(result)
     return _join(results, axes, channels_last) if window.joined else results[0]
+
+
+def _overflows(x: np.ndarray, plan: Plan, channels_last: bool) -> bool:
+    """Whether a sum on the way to the result leaves the 64 bits of the widest integers."""
+    if x.dtype != np.int64 or not x.size or not isinstance(plan.reduction, (Sum, Mean)):
+        return False
+    largest = max(int(x.max()), -int(x.min()))
+    if largest * math.prod(max(span.taps, 1) for span in plan.axes) < 2**63:
+        return False
+    # A sum that wraps is off by 2**64; the floating one by next to nothing beside that.
+    wrapped = composite(x, plan.axes, Sum(), channels_last=channels_last)
+    rounded = composite(x.astype(np.float64), plan.axes, Sum(), channels_last=channels_last)
+    return bool((np.abs(wrapped.astype(np.float64) - rounded) > 2.0**62).any())
 
 
 def _layout(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...], int, int]:
@@ -186,7 +234,7 @@ def _pool_with_indices_numpy(
 ) -> tuple[np.ndarray, np.ndarray]:
     x = _checked_numpy(x)
     (plan,) = _plans(x, window, reduction, axes, channels_last)
-    if any((span.count == 0).any() for span in plan.axes):
+    if plan.has_empty_windows:
         raise PoolValueError(
             "a window lies wholly in the padding, so its value has no position",
             "Use less padding, or pool() without positions",
@@ -211,7 +259,11 @@ def _join(results: list[Array], axes: int, channels_last: bool) -> Array:
     flat = []
     for result in results:
         end = result.ndim - int(channels_last)
-        flat.append(result.reshape((*result.shape[: end - axes], -1, *result.shape[end:])))
+        lead, spatial, behind = result.shape[: end - axes], result.shape[end - axes : end], ()
+        if channels_last:
+            behind = result.shape[end:]
+        # Not -1, which an empty batch leaves undetermined.
+        flat.append(result.reshape((*lead, math.prod(spatial), *behind)))
     return arrays_of(flat[0]).join(flat, flat[0].ndim - 1 - int(channels_last))
 
 
@@ -261,6 +313,8 @@ def explain(
     try:
         window, reduction = as_window(window), as_reduction(reduction)
         axes = _spatial_axes(x, window, ndim, channels_last)
+        if not is_torch_tensor(x):
+            _check_numpy(x)
         plans = _plans(x, window, reduction, axes, channels_last)
         shape, _, _ = _layout(x, plans[0], channels_last)
         if window.joined:

@@ -88,3 +88,9 @@ def is_torch_tensor(x: object) -> bool:
     """Whether `x` is a torch tensor, found out without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def is_traced() -> bool:
+    """Whether torch's compiler is tracing this line, found out without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()

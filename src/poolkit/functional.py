@@ -9,13 +9,13 @@ the end; an average of integers is floating; ``padding`` may also be ``"same"`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import fractional, unpool
 from .arrays import Array
-from .core import pool, pool_with_indices
-from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .core import runner_of
+from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor, is_traced
 from .reductions import Lp, Max, Mean, Min, Reduction, Sum
 from .windows import Adaptive, Global, Sliding, Window
 
@@ -62,16 +62,38 @@ _windows: dict[tuple[Any, ...], Window] = {}
 
 
 def _sliding(
-    ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    input: Array,
+    reduction: Any,
+    ndim: int,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
 ) -> Window:
-    """The window of these arguments, made once."""
-    key = (ndim, kernel_size, stride, padding, dilation, ceil_mode)
+    """The window of these arguments, made once. The input and reduction are for messages."""
+    arguments = (ndim, kernel_size, stride, padding, dilation, ceil_mode)
+    if is_traced():  # a compiler would guard on the contents of the dictionary
+        return _new_sliding(*arguments)
     try:
-        return _windows[key]
-    except KeyError:
+        return _windows[arguments]
+    except (KeyError, TypeError):  # lists have no hash
         pass
-    except TypeError:  # lists
-        key = ()
+    try:
+        window = _new_sliding(*arguments)
+    except PoolError as error:
+        asked = f"kernel_size={kernel_size}, stride={stride}, padding={padding}"
+        if dilation != 1:
+            asked += f", dilation={dilation}"
+        raise error.during(f"{describe(input)} with Sliding({asked}) and {reduction}") from None
+    if len(_windows) < 4096 and not any(isinstance(value, list) for value in arguments):
+        _windows[arguments] = window
+    return window
+
+
+def _new_sliding(
+    ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Sliding:
     window = Sliding(kernel_size, stride, padding, dilation, bool(ceil_mode))
     if window.ndim not in (None, ndim):
         raise PoolValueError(
@@ -79,8 +101,6 @@ def _sliding(
             f"Give one integer, or {ndim}",
         )
     _check_torch_padding(window, ndim)
-    if key and len(_windows) < 4096:
-        _windows[key] = window
     return window
 
 
@@ -128,11 +148,19 @@ def _run(
 ) -> Any:
     try:
         _check_rank(input, ndim)
+        runner = runner_of(input)
+        run = runner.pool_with_indices if return_indices else runner.pool
+        return run(input, window, reduction, ndim, False)
     except PoolError as error:
         raise error.during(f"{describe(input)} with {window} and {reduction}") from None
-    if return_indices:
-        return pool_with_indices(input, window, reduction, ndim=ndim)
-    return pool(input, window, reduction, ndim=ndim)
+
+
+def _no_small_max(axes: int, x: Array, *arguments: Any) -> Any:
+    return None
+
+
+# Replaced when poolkit.torch is imported by a shorter way for tiny tensors.
+small_max: Callable[..., Any] = _no_small_max
 
 
 def max_pool2d(
@@ -163,7 +191,11 @@ def max_pool2d(
     array([[[ 6.,  8.],
             [14., 16.]]])
     """
-    window = _sliding(2, kernel_size, stride, padding, dilation, ceil_mode)
+    if not return_indices:
+        pooled = small_max(2, input, kernel_size, stride, padding, dilation, ceil_mode)
+        if pooled is not None:
+            return pooled
+    window = _sliding(input, MAX, 2, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(2, input, window, MAX, return_indices)
 
 
@@ -177,7 +209,11 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """`max_pool2d` over one axis: (N, C, L) or (C, L)."""
-    window = _sliding(1, kernel_size, stride, padding, dilation, ceil_mode)
+    if not return_indices:
+        pooled = small_max(1, input, kernel_size, stride, padding, dilation, ceil_mode)
+        if pooled is not None:
+            return pooled
+    window = _sliding(input, MAX, 1, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(1, input, window, MAX, return_indices)
 
 
@@ -191,7 +227,11 @@ def max_pool3d(
     return_indices: bool = False,
 ) -> Any:
     """`max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(3, kernel_size, stride, padding, dilation, ceil_mode)
+    if not return_indices:
+        pooled = small_max(3, input, kernel_size, stride, padding, dilation, ceil_mode)
+        if pooled is not None:
+            return pooled
+    window = _sliding(input, MAX, 3, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(3, input, window, MAX, return_indices)
 
 
@@ -222,7 +262,7 @@ def min_pool2d(
     array([[[ 1,  3],
             [ 9, 11]]])
     """
-    window = _sliding(2, kernel_size, stride, padding, dilation, ceil_mode)
+    window = _sliding(input, MIN, 2, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(2, input, window, MIN, return_indices)
 
 
@@ -236,7 +276,7 @@ def min_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """`min_pool2d` over one axis: (N, C, L) or (C, L)."""
-    window = _sliding(1, kernel_size, stride, padding, dilation, ceil_mode)
+    window = _sliding(input, MIN, 1, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(1, input, window, MIN, return_indices)
 
 
@@ -250,7 +290,7 @@ def min_pool3d(
     return_indices: bool = False,
 ) -> Any:
     """`min_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(3, kernel_size, stride, padding, dilation, ceil_mode)
+    window = _sliding(input, MIN, 3, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(3, input, window, MIN, return_indices)
 
 
@@ -283,8 +323,8 @@ def avg_pool2d(
     array([[[ 3.5,  5.5],
             [11.5, 13.5]]])
     """
-    window = _sliding(2, kernel_size, stride, padding, 1, ceil_mode)
-    return _run(2, input, window, _mean(count_include_pad, divisor_override))
+    window = _sliding(input, MEAN, 2, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(2, input, window, _mean(input, window, count_include_pad, divisor_override))
 
 
 def avg_pool1d(
@@ -296,8 +336,8 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Array:
     """`avg_pool2d` over one axis: (N, C, L) or (C, L)."""
-    window = _sliding(1, kernel_size, stride, padding, 1, ceil_mode)
-    return _run(1, input, window, MEAN if count_include_pad else Mean(False))
+    window = _sliding(input, MEAN, 1, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(1, input, window, _mean(input, window, count_include_pad, None))
 
 
 def avg_pool3d(
@@ -310,14 +350,25 @@ def avg_pool3d(
     divisor_override: int | None = None,
 ) -> Array:
     """`avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(3, kernel_size, stride, padding, 1, ceil_mode)
-    return _run(3, input, window, _mean(count_include_pad, divisor_override))
+    window = _sliding(input, MEAN, 3, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(3, input, window, _mean(input, window, count_include_pad, divisor_override))
 
 
-def _mean(count_include_pad: bool, divisor: int | None) -> Mean:
+def _mean(
+    input: Array, window: Window, count_include_pad: bool, divisor: int | None
+) -> Reduction:
     if count_include_pad and divisor is None:
         return MEAN
-    return Mean(count_include_pad=bool(count_include_pad), divisor=divisor)
+    return _made(input, window, Mean, bool(count_include_pad), divisor)
+
+
+def _made(input: Array, window: Window, reduction: type[Reduction], *arguments: Any) -> Reduction:
+    """A reduction with parameters. The input and window are for messages."""
+    try:
+        return reduction(*arguments)
+    except PoolError as error:
+        asked = f"{reduction.__name__}({', '.join(map(str, arguments))})"
+        raise error.during(f"{describe(input)} with {window} and {asked}") from None
 
 
 def sum_pool2d(
@@ -345,7 +396,8 @@ def sum_pool2d(
     array([[[4, 4],
             [4, 4]]])
     """
-    return _run(2, input, _sliding(2, kernel_size, stride, padding, dilation, ceil_mode), SUM)
+    window = _sliding(input, SUM, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(2, input, window, SUM)
 
 
 def sum_pool1d(
@@ -357,7 +409,8 @@ def sum_pool1d(
     ceil_mode: bool = False,
 ) -> Array:
     """`sum_pool2d` over one axis: (N, C, L) or (C, L)."""
-    return _run(1, input, _sliding(1, kernel_size, stride, padding, dilation, ceil_mode), SUM)
+    window = _sliding(input, SUM, 1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(1, input, window, SUM)
 
 
 def sum_pool3d(
@@ -369,7 +422,8 @@ def sum_pool3d(
     ceil_mode: bool = False,
 ) -> Array:
     """`sum_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _run(3, input, _sliding(3, kernel_size, stride, padding, dilation, ceil_mode), SUM)
+    window = _sliding(input, SUM, 3, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(3, input, window, SUM)
 
 
 def lp_pool2d(
@@ -396,7 +450,8 @@ def lp_pool2d(
     >>> poolkit.lp_pool2d(np.array([[[3.0, 0.0], [0.0, -4.0]]]), 2, 2)
     array([[[5.]]])
     """
-    return _run(2, input, _sliding(2, kernel_size, stride, 0, 1, ceil_mode), Lp(norm_type))
+    window = _sliding(input, f"Lp({norm_type})", 2, kernel_size, stride, 0, 1, ceil_mode)
+    return _run(2, input, window, _made(input, window, Lp, norm_type))
 
 
 def lp_pool1d(
@@ -407,7 +462,8 @@ def lp_pool1d(
     ceil_mode: bool = False,
 ) -> Array:
     """`lp_pool2d` over one axis: (N, C, L) or (C, L)."""
-    return _run(1, input, _sliding(1, kernel_size, stride, 0, 1, ceil_mode), Lp(norm_type))
+    window = _sliding(input, f"Lp({norm_type})", 1, kernel_size, stride, 0, 1, ceil_mode)
+    return _run(1, input, window, _made(input, window, Lp, norm_type))
 
 
 def lp_pool3d(
@@ -418,18 +474,24 @@ def lp_pool3d(
     ceil_mode: bool = False,
 ) -> Array:
     """`lp_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _run(3, input, _sliding(3, kernel_size, stride, 0, 1, ceil_mode), Lp(norm_type))
+    window = _sliding(input, f"Lp({norm_type})", 3, kernel_size, stride, 0, 1, ceil_mode)
+    return _run(3, input, window, _made(input, window, Lp, norm_type))
 
 
-def _adaptive(ndim: int, output_size: Any) -> Window:
-    window = Adaptive(output_size)
-    if window.ndim not in (None, ndim):
-        if window.ndim != 1:
+def _adaptive(input: Array, reduction: Reduction, ndim: int, output_size: Any) -> Window:
+    """The window of these arguments. The input and reduction are for messages."""
+    try:
+        window = Adaptive(output_size)
+        if window.ndim == 1:
+            window = Adaptive(window.output_size * ndim)
+        if window.ndim not in (None, ndim):
             raise PoolValueError(
                 f"{window} has {window.ndim} axes, this function pools {ndim}",
                 f"Give one integer, or {ndim}",
             )
-        window = Adaptive(window.output_size * ndim)
+    except PoolError as error:
+        asked = f"Adaptive({output_size})"
+        raise error.during(f"{describe(input)} with {asked} and {reduction}") from None
     return window
 
 
@@ -449,17 +511,17 @@ def adaptive_max_pool2d(input: Array, output_size: Any, return_indices: bool = F
     array([[[4, 5],
             [7, 8]]])
     """
-    return _run(2, input, _adaptive(2, output_size), MAX, return_indices)
+    return _run(2, input, _adaptive(input, MAX, 2, output_size), MAX, return_indices)
 
 
 def adaptive_max_pool1d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
     """`adaptive_max_pool2d` over one axis: (N, C, L) or (C, L)."""
-    return _run(1, input, _adaptive(1, output_size), MAX, return_indices)
+    return _run(1, input, _adaptive(input, MAX, 1, output_size), MAX, return_indices)
 
 
 def adaptive_max_pool3d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
     """`adaptive_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _run(3, input, _adaptive(3, output_size), MAX, return_indices)
+    return _run(3, input, _adaptive(input, MAX, 3, output_size), MAX, return_indices)
 
 
 def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
@@ -476,17 +538,17 @@ def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
     >>> poolkit.adaptive_avg_pool2d(np.arange(9.0).reshape(1, 3, 3), (1, None))
     array([[[3., 4., 5.]]])
     """
-    return _run(2, input, _adaptive(2, output_size), MEAN)
+    return _run(2, input, _adaptive(input, MEAN, 2, output_size), MEAN)
 
 
 def adaptive_avg_pool1d(input: Array, output_size: Any) -> Array:
     """`adaptive_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
-    return _run(1, input, _adaptive(1, output_size), MEAN)
+    return _run(1, input, _adaptive(input, MEAN, 1, output_size), MEAN)
 
 
 def adaptive_avg_pool3d(input: Array, output_size: Any) -> Array:
     """`adaptive_avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _run(3, input, _adaptive(3, output_size), MEAN)
+    return _run(3, input, _adaptive(input, MEAN, 3, output_size), MEAN)
 
 
 def global_max_pool2d(input: Array, keepdim: bool = True) -> Array:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import _native
-from .dtypes import DType
-from .errors import PoolValueError
+from .dtypes import DTYPES, DType
+from .errors import PoolTypeError, PoolValueError
 from .reductions import Mean, Reduction
 from .windows import Spans
 
@@ -24,7 +24,8 @@ def num_threads() -> int:
     this process may use. On torch tensors ``torch.get_num_threads()`` decides."""
     global _threads
     if _threads is None:
-        setting = os.environ.get("OMP_NUM_THREADS", "")
+        # A list has one entry for each level of nesting.
+        setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
         if setting.isdigit() and int(setting) > 0:
             _threads = int(setting)
         elif hasattr(os, "sched_getaffinity"):
@@ -37,13 +38,27 @@ def num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Sets the threads used on NumPy arrays.
 
+    A forked child starts with 1: the threads of its parent do not exist in it, and OpenMP would
+    wait for them for ever.
+
     Raises:
-        PoolValueError: for fewer than 1.
+        PoolValueError, PoolTypeError: for fewer than 1, or no integer.
     """
     global _threads
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise PoolTypeError(f"threads must be an integer, got {threads!r}", "Give 1 or more")
     if threads < 1:
         raise PoolValueError(f"threads must be at least 1, got {threads}", "Give a positive number")
     _threads = threads
+
+
+def _after_fork() -> None:
+    global _threads
+    _threads = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def use_isa(name: str) -> None:
@@ -54,11 +69,21 @@ def use_isa(name: str) -> None:
     Raises:
         PoolValueError: if this machine or this build does not have it.
     """
-    if not _native.use_isa(name):
+    if not isinstance(name, str) or not _native.use_isa(name):
         raise PoolValueError(
             f"the instruction set {name!r} is not available here",
             f"One of: {', '.join(_native.available_isas())}",
         )
+
+
+def _check_forced_isa() -> None:
+    """A POOLKIT_ISA that names nothing must not pass for having been obeyed."""
+    name = os.environ.get("POOLKIT_ISA")
+    if name:
+        use_isa(name)
+
+
+_check_forced_isa()
 
 
 def info() -> dict[str, Any]:
@@ -99,6 +124,8 @@ def native_kernel(
         return None
     divisors: list[np.ndarray] = []
     if isinstance(reduction, Mean):
+        if DTYPES[result].kind == "int":
+            return None  # the kernels of integers have a sum, and a mean that is floating
         divisors = [
             span.padded if reduction.count_include_pad else span.count for span in axes
         ]

@@ -60,6 +60,11 @@ class Plan:
         return kernel
 
     @cached_property
+    def has_empty_windows(self) -> bool:
+        """Whether a window lies wholly in the padding."""
+        return any(bool((span.count == 0).any()) for span in self.axes)
+
+    @cached_property
     def divisors(self) -> np.ndarray | int:
         """What each output of a mean is divided by: one number if they all agree."""
         divisor = getattr(self.reduction, "divisor", None)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, ClassVar
 
-from .errors import PoolValueError
+from .errors import PoolError, PoolValueError
 
 __all__ = ["Recipe", "build"]
 
@@ -18,15 +18,33 @@ __all__ = ["Recipe", "build"]
 class Recipe:
     """Base of the frozen dataclasses that are written and read as a call."""
 
+    parameters: ClassVar[tuple[tuple[str, bool, Any], ...] | None] = None
+    """(name, whether it must be given, default) of each field, once the class is registered."""
+
     def __repr__(self) -> str:
         arguments = []
-        for place, field in enumerate(fields(self)):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if field.default is not MISSING and value == field.default:
+        # A compiler that traces this line finds constants here, and cannot follow `fields`.
+        parameters = self.parameters if self.parameters is not None else parameters_of(type(self))
+        for place, (name, needed, default) in enumerate(parameters):
+            value = getattr(self, name)
+            if not needed and value == default:
                 continue
-            positional = place == 0 and field.default is MISSING
-            arguments.append(repr(value) if positional else f"{field.name}={value!r}")
+            positional = place == 0 and needed
+            arguments.append(repr(value) if positional else f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+    def parts(self) -> tuple[str, tuple[Any, ...]]:
+        """The class's name, and the values of its parameters in order."""
+        made = type(self)
+        return made.__name__, tuple(getattr(self, name) for name, _, _ in parameters_of(made))
+
+
+def parameters_of(made: type) -> tuple[tuple[str, bool, Any], ...]:
+    """`Recipe.parameters` of a dataclass."""
+    return tuple(
+        (field.name, field.default is MISSING, None if field.default is MISSING else field.default)
+        for field in fields(made)  # type: ignore[arg-type]
+    )
 
 
 def build(text: str, registry: dict[str, type], kind: str) -> Any:
@@ -38,15 +56,17 @@ def build(text: str, registry: dict[str, type], kind: str) -> Any:
         PoolValueError: for text that is not a call, or a name that is not registered.
     """
     try:
-        node = ast.parse(text, mode="eval").body
+        node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             node = ast.Call(func=node, args=[], keywords=[])
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         name = node.func.id
         args = [ast.literal_eval(arg) for arg in node.args]
-        options = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-    except (SyntaxError, ValueError):
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError
+        options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise PoolValueError(
             f"{text!r} is not a {kind}", f"Write a name or a call, such as {example(registry)!r}"
         ) from None
@@ -57,7 +77,7 @@ def build(text: str, registry: dict[str, type], kind: str) -> Any:
     try:
         return made(*args, **options)
     except TypeError as error:
-        if isinstance(error, PoolValueError):
+        if isinstance(error, PoolError):
             raise
         raise PoolValueError(f"{text!r} does not fit {made.__name__}: {error}") from None
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-__all__ = ["adaptive_positions", "pool_reference", "reduce_reference", "sliding_positions"]
+__all__ = [
+    "adaptive_positions",
+    "locate_reference",
+    "pool_reference",
+    "reduce_reference",
+    "sliding_positions",
+]
 
 Positions = list[list[tuple[int, bool]]]  # for each output: (position, is it padding)
 
@@ -63,7 +70,9 @@ def pool_reference(
     for output in itertools.product(*(range(len(axis)) for axis in axes)):
         seen = list(itertools.product(*(axis[o] for axis, o in zip(axes, output, strict=True))))
         inside = [
-            tuple(p for p, _ in position) for position in seen if not any(pad for _, pad in position)
+            tuple(p for p, _ in position)
+            for position in seen
+            if not any(padding for _, padding in position)
         ]
         for index in np.ndindex(*lead):
             out[(*index, *output)] = reduce([x[index + p] for p in inside], len(seen))
@@ -91,6 +100,8 @@ def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) 
         divisor = options.get("divisor") or (
             padded if options.get("count_include_pad", True) else n
         )
+        if options.get("result") == "same" and all(isinstance(v, int) for v in numbers):
+            return round(Fraction(sum(numbers), divisor)) if divisor else 0  # half to even
         return _exact_sum(numbers) / divisor if divisor else math.nan
     if name == "Lp":
         p = options["p"]
@@ -124,11 +135,23 @@ def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) 
         low = math.floor(rank)
         if rank == low or ordered[low] == ordered[low + 1]:
             return ordered[low]
-        return ordered[low] + (ordered[low + 1] - ordered[low]) * (rank - low)
+        share = Fraction(rank) - low
+        if any(math.isinf(v) for v in ordered[low : low + 2]):
+            return ordered[low] + ordered[low + 1]  # one infinity wins, two of them have no middle
+        return float(Fraction(ordered[low]) * (1 - share) + Fraction(ordered[low + 1]) * share)
     if name == "TopK":
         largest = sorted(numbers)[-options["k"] :]
         return _exact_sum(largest) / len(largest)
     raise AssertionError(f"the oracle does not know {name}")
+
+
+def locate_reference(name: str, values: list[Any]) -> int | None:
+    """Which of the values a max or min takes: the last NaN, else the first of equal ones."""
+    numbers = [v.item() if hasattr(v, "item") else v for v in values]
+    broken = [i for i, v in enumerate(numbers) if v != v]
+    if broken:
+        return broken[-1]
+    return numbers.index((max if name == "Max" else min)(numbers)) if numbers else None
 
 
 def _exact_sum(numbers: list[Any]) -> Any:

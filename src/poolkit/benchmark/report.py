@@ -14,6 +14,8 @@ from .peers import Peer
 from .runner import CaseResult, Outcome, Quartiles, Settings
 
 JSON_SCHEMA = 1
+# Above this load average before the start, times say more about the other programs.
+BUSY_LOAD = 0.7
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,12 @@ def remarks(run: Run, threads: int) -> list[str]:
         for reason, names in cases_by_reason.items():
             where = "every case" if len(names) == len(results) > 1 else "; ".join(names)
             lines.append(f"{peer.title}, {reason} [{where}]")
+    load = run.machine["load_average"]
+    if isinstance(load, float) and load > BUSY_LOAD:
+        lines.append(
+            f"Busy: the load average was {load} at the start. Other programs take cores away, and "
+            "whoever uses all threads waits for the one that lost its core: distrust every row."
+        )
     disturbed = [
         f"{result.case.name} {drift:+.0%}"
         for result in results

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import random
 import statistics
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -224,5 +225,5 @@ def _sample(call: Call, count: int) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:160] if text else ''}"
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {textwrap.shorten(text, 160, placeholder=' ...')}"

@@ -68,21 +68,26 @@ def inspect(
     """
     if not isinstance(model, nn.Module):
         raise PoolTypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    # What torch.compile made of a model cannot be watched; the model itself can.
+    model = getattr(model, "_orig_mod", model)
     arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     tell = progress or (lambda what, done, total: None)
     with evaluating(model):
         tell("running the model", 0, 0)
         found, _ = trace(model, arguments, kwargs)
-        model_ms = None
-        if seconds > 0:
-            tell("timing the model", 0, len(found))
-            with torch.no_grad():
-                (times,) = interleave([lambda: run_model(model, arguments, kwargs)], seconds)
-            model_ms = 1e3 * median(times)
+        times = _model_times(model, arguments, kwargs, seconds / 2)
         layers = []
         for index, traced in enumerate(found):
             tell(traced.name or traced.pooling.operation, index, len(found))
-            layers.append(_record(index, traced, model_ms, seconds, pictures))
+            layers.append(_record(index, traced, seconds, pictures))
+        # Before and after the layers: their share is of the machine as it was in between.
+        times += _model_times(model, arguments, kwargs, seconds / 2)
+        model_ms = 1e3 * median(times) if times else None
+        for layer in layers:
+            layer.torch_share, layer.poolkit_share = (
+                ms / model_ms if ms is not None and model_ms else None
+                for ms in (layer.torch_ms, layer.poolkit_ms)
+            )
     tell("done", len(found), len(found))
     return Report(
         model_name=name or type(model).__name__,
@@ -99,9 +104,17 @@ def inspect(
     )
 
 
-def _record(
-    index: int, traced: TracedPooling, model_ms: float | None, seconds: float, pictures: bool
-) -> LayerRecord:
+def _model_times(
+    model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any] | None, seconds: float
+) -> list[float]:
+    if seconds <= 0:
+        return []
+    with torch.no_grad():
+        (times,) = interleave([lambda: run_model(model, arguments, kwargs)], seconds)
+    return times
+
+
+def _record(index: int, traced: TracedPooling, seconds: float, pictures: bool) -> LayerRecord:
     pooling, x, out = traced.pooling, traced.input, traced.output
     row = LayerRecord(
         index=index,
@@ -127,7 +140,7 @@ def _record(
         whole_input=traced.view is not None
         and all(axis.seen() == axis.extent for axis in traced.view.axes),
     )
-    _measure(row, traced, model_ms, seconds)
+    _measure(row, traced, seconds)
     if pictures:
         row.pictures = feature_maps(*_channels_first(pooling, x, out), pooling.spatial_rank)
     return row
@@ -153,9 +166,7 @@ def _sample(x: torch.Tensor) -> Sample | None:
     return None if image is None else Sample(image, x.shape[-2], x.shape[-1])
 
 
-def _measure(
-    row: LayerRecord, traced: TracedPooling, model_ms: float | None, seconds: float
-) -> None:
+def _measure(row: LayerRecord, traced: TracedPooling, seconds: float) -> None:
     pooling, x = traced.pooling, traced.input
     try:
         ours = pooling.in_poolkit(x)
@@ -180,8 +191,6 @@ def _measure(
     timing = compare(theirs, ours, seconds)
     row.torch_ms, row.poolkit_ms = timing.before_ms, timing.after_ms
     row.speedup = timing.speedup
-    if model_ms:
-        row.torch_share, row.poolkit_share = row.torch_ms / model_ms, row.poolkit_ms / model_ms
 
 
 @contextmanager

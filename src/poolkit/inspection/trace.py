@@ -219,7 +219,8 @@ class _Recorder(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(module)
-        if self.inside_poolkit or from_poolkit(module) is not None:
+        # Called by keyword it hides its input from the hook; then its call of poolkit is seen.
+        if self.inside_poolkit or (args and from_poolkit(module) is not None):
             self.inside_poolkit += 1
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:

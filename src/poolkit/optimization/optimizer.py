@@ -177,7 +177,7 @@ class _Attempt:
         try:
             replacement = replacement_for(module)
         except PoolError as error:
-            row.reason = f"poolkit cannot: {error}"
+            row.reason = _refusal(error)
             return row
         if replacement is None:
             row.reason = f"poolkit.nn has no {type(module).__name__}"
@@ -208,7 +208,7 @@ class _Attempt:
                     compare_modules(module, replacement, args, self.tolerance, exact)
                 )
             except PoolError as error:
-                row.reason = f"poolkit cannot: {error}"
+                row.reason = _refusal(error)
                 return False
         row.error = found.error
         if found.problem:
@@ -289,6 +289,10 @@ class _Attempt:
         self.swaps.pop(index).undo()
         row = report.layers[index]
         row.status, row.after, row.reason = "kept", row.before, reason
+
+
+def _refusal(error: PoolError) -> str:
+    return f"poolkit cannot: {error}".rstrip(".")
 
 
 def _by_layer(found: list[TracedPooling]) -> list[list[TracedPooling]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from poolkit.optimization.sites import Swap
@@ -83,11 +84,16 @@ class OptimizeReport:
             "before_ms": self.before_ms,
             "after_ms": self.after_ms,
             "speedup": self.speedup,
-            "error": self.error,
+            "error": _finite(self.error),
             "note": self.note,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [{**asdict(layer), "error": _finite(layer.error)} for layer in self.layers],
         }
 
     def to_json(self) -> str:
         """The report as JSON. Figures not measured are null."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: an error that has no size is null, and the reason says why."""
+    return None if value is None or not isfinite(value) else value

@@ -23,7 +23,12 @@ POOLING_CLASSES: dict[str, type[nn.Module]] = {
     if hasattr(nn, name)
 }  # fmt: skip
 
-_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
+_WRAPPERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",  # what torch.compile returns
+}
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from ..arrays import Array, Arrays
 from ..dtypes import DType
-from ..errors import PoolTypeError
-from ..recipes import Recipe, build
+from ..errors import PoolTypeError, PoolValueError, is_traced
+from ..recipes import Recipe, build, parameters_of
 
 __all__ = ["REDUCTIONS", "Kernel", "Reduction", "Seen", "State", "as_reduction", "register"]
 
@@ -20,6 +22,7 @@ R = TypeVar("R", bound="type[Reduction]")
 
 def register(reduction: R) -> R:
     """Enters a reduction in the registry that tests, docs and recipes iterate over."""
+    reduction.parameters = parameters_of(reduction)
     REDUCTIONS[reduction.__name__] = reduction
     return reduction
 
@@ -121,11 +124,53 @@ class Mergeable(Reduction):
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array: ...
 
 
+def settle(reduction: Reduction, *names: str) -> None:
+    """NumPy's scalars become Python's, so that the recipe can be read again."""
+    for name in names:
+        value = getattr(reduction, name)
+        if isinstance(value, np.generic):
+            object.__setattr__(reduction, name, value.item())
+
+
+def check_number(name: str, value: object, low: float, wanted: str) -> None:
+    """Refuses anything but a finite number above `low`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PoolTypeError(f"{name} must be a number, got {value!r}", f"Give a number {wanted}")
+    if not (value > low and value < float("inf")):
+        raise PoolValueError(
+            f"{name} must be {wanted} and finite, got {value}", f"Give a number {wanted}"
+        )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuses anything but a truth value."""
+    if not isinstance(value, (bool, int)):
+        raise PoolTypeError(f"{name} must be a bool, got {value!r}", "Write True or False")
+
+
 def root(xp: Arrays, x: Array, p: float) -> Array:
     """``x ** (1 / p)`` for x >= 0, with a gradient of 0 instead of infinity where x is 0."""
     positive = x > 0
     safe = xp.where(positive, x, 1.0)
     return xp.where(positive, xp.sqrt(safe) if p == 2 else xp.power(safe, 1.0 / p), x)
+
+
+_read: dict[str, Reduction] = {}
+
+
+def reduction_of(text: str) -> Reduction:
+    """The reduction that a recipe names, read once."""
+    made = _read.get(text)
+    if made is None:
+        made = build(text, REDUCTIONS, "reduction")
+        if len(_read) < 1024:
+            _read[text] = made
+    return made
+
+
+def reduction_parts(text: str) -> tuple[str, tuple[Any, ...]]:
+    """The same as the class's name and the values of its parameters."""
+    return reduction_of(text).parts()
 
 
 def as_reduction(reduction: Reduction | str) -> Reduction:
@@ -137,8 +182,10 @@ def as_reduction(reduction: Reduction | str) -> Reduction:
     if isinstance(reduction, Reduction):
         return reduction
     if isinstance(reduction, str):
-        made: Reduction = build(reduction, REDUCTIONS, "reduction")
-        return made
+        if is_traced():  # the parts are constants; the object is not
+            name, values = reduction_parts(reduction)
+            return REDUCTIONS[name](*values)
+        return reduction_of(reduction)
     raise PoolTypeError(
         f"a reduction was expected, got {type(reduction).__name__}",
         "Pass a reduction such as poolkit.Max(), or its name: 'max'",

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..arrays import Array, Arrays
 from ..dtypes import DType
 from ..errors import PoolTypeError, PoolValueError
-from .base import Kernel, Seen, State, register, root
+from .base import Kernel, Seen, State, check_number, register, root, settle
 from .sums import Additive
 
 __all__ = ["GeM", "Lp"]
@@ -46,6 +46,7 @@ class Lp(Additive):
     summary: ClassVar[str] = "(Σ |x|^p)^(1/p)"
 
     def __post_init__(self) -> None:
+        settle(self, "p")
         check_exponent(self.p)
 
     @property
@@ -86,8 +87,10 @@ class GeM(Additive):
     summary: ClassVar[str] = "(Σ max(x, ε)^p / n)^(1/p)"
 
     def __post_init__(self) -> None:
+        settle(self, "p", "eps")
         check_exponent(self.p)
-        if not self.eps >= 0:
+        check_number("eps", self.eps, -1.0, "of at least 0")
+        if self.eps < 0:
             raise PoolValueError(f"eps must be at least 0, got {self.eps}", "Give a small number")
 
     def working_dtype(self, dtype: DType) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Array, Arrays
 from ..errors import PoolTypeError, PoolValueError
-from .base import Reduction, register
+from .base import Reduction, check_number, register, settle
 
 __all__ = ["Median", "Quantile", "TopK"]
 
@@ -43,20 +43,25 @@ class Quantile(Ranked):
     summary: ClassVar[str] = "value of rank q (n - 1)"
 
     def __post_init__(self) -> None:
+        settle(self, "q")
+        check_number("q", self.q, -np.finfo(float).max, "between 0 and 1")
         if not 0 <= self.q <= 1:
             raise PoolValueError(f"q must lie between 0 and 1, got {self.q}", "0.5 is the median")
 
     def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
         ordered, broken = self.ranked(xp, values, seen, np.inf)
-        rank = xp.cast(count, "float64") * self.q - self.q  # q (count - 1)
-        rank = xp.at_least(rank, 0.0)
+        rank = xp.at_least(xp.cast(count, "float64") - 1.0, 0.0) * self.q
         low = xp.floor(rank)
         weight = xp.cast(rank - low, str(values.dtype).removeprefix("torch."))
         below = xp.cast(low, "int64")
         above = xp.cast(xp.at_most(low + 1, float(values.shape[-1] - 1)), "int64")
         a, b = xp.pick(ordered, below[..., None]), xp.pick(ordered, above[..., None])
+        apart = b - a
+        # Values so far apart that their distance overflows, and infinities, are weighted instead.
+        near = xp.abs(apart) < np.inf
+        between = xp.where(near, a + apart * weight, a * (1 - weight) + b * weight)
         # A weight of 0 must not meet the infinity that stands for an unseen position.
-        mixed = xp.where((weight > 0) & (a != b), a + (b - a) * weight, a)
+        mixed = xp.where((weight > 0) & (a != b), between, a)
         return xp.where(broken | (count == 0), xp.fill(mixed, float("nan")), mixed)
 
 
@@ -96,7 +101,8 @@ class TopK(Ranked):
     summary: ClassVar[str] = "mean of the k largest"
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not hasattr(self.k, "__index__"):
+        settle(self, "k")
+        if isinstance(self.k, bool) or not isinstance(self.k, int):
             raise PoolTypeError(f"k must be an integer, got {self.k!r}", "Give 1 or more")
         if self.k < 1:
             raise PoolValueError(f"k must be at least 1, got {self.k}", "Give 1 or more")

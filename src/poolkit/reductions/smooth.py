@@ -8,15 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..errors import PoolValueError
-from .base import Mergeable, Seen, State, register
+from .base import Mergeable, Seen, State, check_number, register, settle
 
 __all__ = ["LogSumExp", "Soft"]
-
-
-def check_sharpness(name: str, value: float) -> None:
-    if not (value > 0 and np.isfinite(value)):
-        raise PoolValueError(f"{name} must be above 0 and finite, got {value}", "Give 1 or more")
 
 
 def rescale(xp: Arrays, top: Array, highest: Array, sharpness: float) -> Array:
@@ -55,7 +49,8 @@ class LogSumExp(Mergeable):
     summary: ClassVar[str] = "log(Σ exp(r x) / n) / r"
 
     def __post_init__(self) -> None:
-        check_sharpness("r", self.r)
+        settle(self, "r")
+        check_number("r", self.r, 0.0, "above 0")
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         return (-np.inf, 0)
@@ -99,23 +94,31 @@ class Soft(Mergeable):
     summary: ClassVar[str] = "Σ x exp(β x) / Σ exp(β x)"
 
     def __post_init__(self) -> None:
-        check_sharpness("beta", self.beta)
+        settle(self, "beta")
+        check_number("beta", self.beta, 0.0, "above 0")
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         return (-np.inf, 0, 0)
 
+    # The values are added up relative to the largest, so that no sum overflows.
     def lift(self, xp: Arrays, x: Array) -> State:
         top = xp.constant(x)
         weight = own_weight(xp, x, top, self.beta)
-        # A value of -inf has weight 0, and 0 * -inf would be NaN.
-        return (top, weight, weight * xp.where(x == -np.inf, xp.fill(x, 0.0), x))
+        apart = x - top
+        return (top, weight, weight * xp.where(apart == apart, apart, xp.fill(x, 0.0)))
 
     def merge(self, xp: Arrays, a: State, b: State) -> State:
         top = larger(xp, a[0], b[0])
-        scale_a = rescale(xp, a[0], top, self.beta)
-        scale_b = rescale(xp, b[0], top, self.beta)
-        return (top, a[1] * scale_a + b[1] * scale_b, a[2] * scale_a + b[2] * scale_b)
+        (weight_a, total_a), (weight_b, total_b) = self.moved(xp, a, top), self.moved(xp, b, top)
+        return (top, weight_a + weight_b, total_a + total_b)
+
+    def moved(self, xp: Arrays, state: State, top: Array) -> State:
+        """The weight and the total of a state, relative to `top`, which is no smaller."""
+        scale = rescale(xp, state[0], top, self.beta)
+        lower = xp.where(scale > 0, state[0] - top, xp.fill(top, 0.0))
+        lower = xp.where(state[0] == top, xp.fill(top, 0.0), lower)
+        return state[1] * scale, (state[2] + state[1] * lower) * scale
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         top, weight, total = state
-        return xp.where((top == -np.inf) & (weight > 0), top, total / weight)
+        return top + total / weight

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..arrays import Array, Arrays
-from ..errors import PoolValueError
-from .base import Mergeable, Seen, State, register, root
+from ..dtypes import DType
+from ..errors import PoolTypeError, PoolValueError
+from .base import Mergeable, Seen, State, register, root, settle
 
 __all__ = ["Std"]
 
@@ -34,23 +35,31 @@ class Std(Mergeable):
     summary: ClassVar[str] = "sqrt(Σ (x - x̄)² / (n - c))"
 
     def __post_init__(self) -> None:
-        if not (hasattr(self.correction, "__index__") and self.correction >= 0):
-            raise PoolValueError(
-                f"correction must be an integer of at least 0, got {self.correction!r}",
-                "Give 0 or 1",
+        settle(self, "correction")
+        if isinstance(self.correction, bool) or not isinstance(self.correction, int):
+            raise PoolTypeError(
+                f"correction must be an integer, got {self.correction!r}", "Give 0 or 1"
             )
+        if self.correction < 0:
+            raise PoolValueError(
+                f"correction must be at least 0, got {self.correction}", "Give 0 or 1"
+            )
+
+    def working_dtype(self, dtype: DType) -> str:
+        # In float32 neighbouring integers of more than 24 bits are the same number.
+        return "float64" if dtype.kind == "int" and dtype.size > 2 else super().working_dtype(dtype)
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         return (0, 0, 0)
 
     def lift(self, xp: Arrays, x: Array) -> State:
-        return (xp.fill(x, 1.0), x, xp.fill(x, 0.0))
+        return (xp.fill(x, 1.0), x, x - x)  # an infinity has no deviation: NaN
 
     def merge(self, xp: Arrays, a: State, b: State) -> State:
         count = a[0] + b[0]
         share = b[0] / xp.at_least(count, 1.0)
         apart = b[1] - a[1]
-        return (count, a[1] + apart * share, a[2] + b[2] + apart * apart * a[0] * share)
+        return (count, a[1] + apart * share, a[2] + b[2] + apart * (apart * (a[0] * share)))
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         count, _, squares = state

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ..arrays import Array, Arrays
 from ..dtypes import DType
 from ..errors import PoolTypeError, PoolValueError
-from .base import Kernel, Mergeable, Seen, State, register
+from .base import Kernel, Mergeable, Seen, State, check_flag, register, settle
 
 __all__ = ["Mean", "Sum"]
 
@@ -65,7 +65,7 @@ class Mean(Additive):
         result: "float" gives float32 for integers; "same" rounds to the integer dtype of the
             input, half to even.
 
-    A window that divides by 0 positions gives NaN.
+    A window that divides by 0 positions gives NaN, or 0 where the result is an integer.
 
     >>> import poolkit, numpy as np
     >>> poolkit.pool(np.array([[1, 2, 3, 5]]), poolkit.Sliding(2), "mean")
@@ -78,13 +78,22 @@ class Mean(Additive):
     summary: ClassVar[str] = "Σ x / n"
 
     def __post_init__(self) -> None:
-        if self.divisor is not None and not hasattr(self.divisor, "__index__"):
+        settle(self, "count_include_pad", "divisor")
+        check_flag("count_include_pad", self.count_include_pad)
+        if self.divisor is not None and (
+            isinstance(self.divisor, bool) or not isinstance(self.divisor, int)
+        ):
             raise PoolTypeError(
                 f"divisor must be an integer or None, got {self.divisor!r}",
                 "Divide the sum yourself by anything else",
             )
         if self.divisor == 0:
             raise PoolValueError("divisor must not be zero", "Give another number, or None")
+        if self.divisor is not None and abs(self.divisor) > 2**53:
+            raise PoolValueError(
+                f"divisor must lie between -2**53 and 2**53, got {self.divisor}",
+                "Divide the sum yourself by anything else",
+            )
         if self.result not in ("float", "same"):
             raise PoolValueError(
                 f"result must be 'float' or 'same', got {self.result!r}", "Write one of them"
@@ -99,6 +108,8 @@ class Mean(Additive):
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         total = state[0]
+        if self.result == "same" and "int" in str(total.dtype):
+            return self.rounded(xp, total, seen)
         if "int" in str(total.dtype):
             total = xp.cast(total, "float64")
         if self.divisor is not None:
@@ -108,6 +119,15 @@ class Mean(Additive):
                 seen.padded if self.count_include_pad else seen.inside,
                 str(total.dtype).removeprefix("torch."),
             )
-        if self.result == "same" and "int" in str(state[0].dtype):
-            return xp.round(mean)
         return mean + 0.0
+
+    def rounded(self, xp: Arrays, total: Array, seen: Seen) -> Array:
+        """The mean of integers as an integer, exact for any of 64 bits."""
+        if self.divisor is not None:
+            n, total = abs(self.divisor), total if self.divisor > 0 else -total
+        else:
+            n = seen.padded if self.count_include_pad else seen.inside
+            n = n + (n == 0)  # such a window has the sum 0
+        low = total // n
+        twice = 2 * (total - low * n)
+        return low + ((twice > n) | ((twice == n) & (low % 2 == 1)))

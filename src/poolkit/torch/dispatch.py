@@ -1,54 +1,120 @@
 """Who runs a call on a torch tensor: the native kernel, aten, or the composite path.
 
-In this order: the native kernel on CPU tensors; aten where it does the same and is as good (tiny
-inputs, where the overhead of a call decides; plain max and average on other devices); else the
-composite path, which runs everywhere and differentiates itself.
+In this order: the native kernel on CPU tensors; aten where it gives the same bits and is as good
+(max of tiny inputs, where the overhead of a call decides; plain max and average on other
+devices); else the composite path, which runs everywhere and differentiates itself.
+
+A compiler traces the same lines with two differences: no cache is read or written, as it would
+guard on its contents, and the composite path is one operator instead of many.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
 
-from ..composite import composite, composite_indices
+from .. import functional
+from ..composite import composite
 from ..core import _join
 from ..dtypes import DTYPES
-from ..errors import PoolTypeError, PoolValueError
-from ..plan import Plan, plan_for
-from ..reductions import Lp, Max, Mean, Min, Reduction
-from ..windows import Adaptive, Global, Sliding, Window
+from ..errors import PoolTypeError
+from ..plan import Plan
+from ..reductions import Lp, Max, Mean, Min, Reduction, as_reduction
+from ..windows import Adaptive, Global, Sliding, Window, as_window
 from . import ops
-from .autograd import LpPool, PickPool, SumPool
+from .autograd import CompositePool, LpPool, PickPool, SumPool, apply
 
-__all__ = ["pool", "pool_with_indices", "route"]
+__all__ = ["pool", "pool_with_indices", "route", "small_max"]
 
-# Below this many elements aten's overhead per call, smaller than ours, decides. Measured by
-# benchmarks/overhead.py.
-TINY = 8192
-
-
-def _check(x: Tensor) -> None:
-    if x.layout != torch.strided:
-        raise PoolTypeError(f"a tensor of layout {x.layout} cannot be pooled", "Use x.to_dense()")
-    if x.is_quantized:
-        raise PoolTypeError("a quantized tensor cannot be pooled", "Pool x.int_repr()")
-    if ops.name_of(x.dtype) not in DTYPES:
-        raise PoolTypeError(
-            f"dtype {ops.name_of(x.dtype)} cannot be pooled",
-            f"Convert to one of {', '.join(DTYPES)}",
-        )
+# Below this many elements a max goes to aten, whose overhead per call is smaller than ours.
+TINY = 2048
 
 
-def _runs_native(x: Tensor, plan: Plan) -> bool:
-    return (
-        plan.native is not None
-        and x.device.type in ("cpu", "meta")
-        # Forward-mode differentiation goes through the composite path.
-        and forward_ad._current_level < 0
+# --- what does not depend on the tensor --------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A window and a reduction over a number of axes.
+
+    Attributes:
+        seen, reduced: their recipes, as the operators take them.
+        kind: "pick", "norm", "sum" or "composite": whose gradient it has.
+        aten: a function of x that aten computes by the same rules, or None.
+        aten_picks: the same with indices.
+    """
+
+    window: Window
+    reduction: Reduction
+    axes: int
+    seen: str
+    reduced: str
+    kind: str
+    aten: Callable[[Tensor], Tensor] | None
+    aten_picks: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+
+
+def _call(window: Window, reduction: Reduction, axes: int) -> Call:
+    kind = "composite"
+    if reduction.kernel is not None and axes <= 3:
+        kind = "sum"
+        if isinstance(reduction, (Max, Min)):
+            kind = "pick"
+        elif isinstance(reduction, Lp):
+            kind = "norm"
+    return Call(
+        window,
+        reduction,
+        axes,
+        repr(window),
+        repr(reduction),
+        kind,
+        _aten(window, reduction, axes) if axes <= 3 else None,
+        _aten_picks(window, reduction, axes) if axes <= 3 else None,
     )
+
+
+# By recipe: the hash of a string is computed once, that of a window each time.
+@lru_cache(maxsize=4096)
+def _call_of(window: str, reduction: str, axes: int) -> Call:
+    return _call(as_window(window), as_reduction(reduction), axes)
+
+
+def _recipe(made: Any) -> str:
+    """`repr`, kept on the object."""
+    try:
+        return made._recipe  # type: ignore[no-any-return]
+    except AttributeError:
+        object.__setattr__(made, "_recipe", repr(made))
+        return made._recipe  # type: ignore[no-any-return]
+
+
+def _known(window: Window, reduction: Reduction, axes: int) -> Call:
+    if is_compiling():
+        return _call(window, reduction, axes)
+    return _call_of(_recipe(window), _recipe(reduction), axes)
+
+
+# --- aten --------------------------------------------------------------------------------------
+
+_MAX = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
+_PICKS = {
+    1: torch.ops.aten.max_pool1d_with_indices,
+    2: torch.ops.aten.max_pool2d_with_indices,
+    3: torch.ops.aten.max_pool3d_with_indices,
+}
+_MEAN = {1: torch.ops.aten.avg_pool1d, 2: torch.ops.aten.avg_pool2d, 3: torch.ops.aten.avg_pool3d}
+_ADAPTIVE_MEAN = {
+    1: torch.ops.aten.adaptive_avg_pool1d,
+    2: torch.ops.aten.adaptive_avg_pool2d,
+    3: torch.ops.aten.adaptive_avg_pool3d,
+}
 
 
 def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
@@ -65,23 +131,12 @@ def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
     return kernel, stride, tuple(a for a, _ in pads), dilation, window.ceil_mode
 
 
-_MAX = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
-_MEAN = {1: torch.ops.aten.avg_pool1d, 2: torch.ops.aten.avg_pool2d, 3: torch.ops.aten.avg_pool3d}
-_ADAPTIVE_MEAN = {
-    1: torch.ops.aten.adaptive_avg_pool1d,
-    2: torch.ops.aten.adaptive_avg_pool2d,
-    3: torch.ops.aten.adaptive_avg_pool3d,
-}
-
-
 def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
     """A function of x that aten computes by the same rules, or None."""
     if isinstance(reduction, Mean) and reduction.result == "float":
         if isinstance(window, (Adaptive, Global)) and reduction.divisor is None:
-            size = window.output_shape((1,) * axes) if isinstance(window, Global) else None
-            if size is None:
-                sizes = window.output_size if isinstance(window, Adaptive) else ()
-                size = sizes if isinstance(sizes, tuple) else (sizes,) * axes
+            sizes = window.output_size if isinstance(window, Adaptive) else 1
+            size = sizes if isinstance(sizes, tuple) else (sizes,) * axes
             if None in size:
                 return None
             adaptive = _ADAPTIVE_MEAN[axes]
@@ -103,33 +158,98 @@ def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
     return None
 
 
-_aten_cache: dict[tuple[Window, Reduction, int], Any] = {}
-
-
-def _aten_for(x: Tensor, window: Window, reduction: Reduction, axes: int) -> Any:
-    """The same, if aten takes this tensor: floating, with a batch or channels in front."""
-    if axes > 3 or not axes + 1 <= x.ndim <= axes + 2 or not x.dtype.is_floating_point:
+def _aten_picks(window: Window, reduction: Reduction, axes: int) -> Any:
+    arguments = _aten_arguments(window, axes) if isinstance(reduction, Max) else None
+    if arguments is None:
         return None
-    key = (window, reduction, axes)
+    picks = _PICKS[axes]
+    return lambda x: picks(x, *arguments)
+
+
+def _aten_takes(x: Tensor, axes: int) -> bool:
+    return axes + 1 <= x.ndim <= axes + 2 and x.dtype.is_floating_point
+
+
+def _is_tiny(x: Tensor) -> bool:
+    """Whether the overhead of a call decides. Symbolic sizes are not asked, only plain tensors.
+
+    Half types go native when they train: aten adds their gradients up in the half type.
+    """
+    return (
+        type(x) is Tensor
+        and 0 < x.numel() < TINY
+        and (not x.requires_grad or x.dtype.itemsize > 2)
+    )
+
+
+def small_max(
+    axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> Tensor | None:
+    """The shortest way to a max of a tiny tensor, without a window or any check of ours, or None.
+
+    What aten refuses is left to the usual way, whose messages are better.
+    """
+    if (
+        type(x) is not Tensor
+        or is_dynamo_compiling()
+        or x.numel() >= TINY
+        or (x.requires_grad and x.dtype.itemsize == 2)
+        or x.is_quantized
+    ):
+        return None
     try:
-        return _aten_cache[key]
-    except KeyError:
-        function = _aten_cache[key] = _aten(window, reduction, axes)
-        return function
+        return _MAX[axes](
+            x, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
+        )
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
+functional.small_max = small_max
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def _check(x: Tensor) -> None:
+    if x.layout is not torch.strided:
+        raise PoolTypeError(f"a tensor of layout {x.layout} cannot be pooled", "Use x.to_dense()")
+    if x.is_quantized:
+        raise PoolTypeError("a quantized tensor cannot be pooled", "Pool x.int_repr()")
+    if x.dtype not in ops.NAMES:
+        raise PoolTypeError(
+            f"dtype {ops.name_of(x.dtype)} cannot be pooled",
+            f"Convert to one of {', '.join(DTYPES)}",
+        )
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether the native kernels run where this tensor lives (or would, if it had values)."""
+    return x.is_cpu or x.is_meta
+
+
+def _runs_native(x: Tensor) -> bool:
+    # Forward-mode differentiation goes through the composite path.
+    return _has_kernels(x) and forward_ad._current_level < 0
 
 
 def route(x: Tensor, window: Window, reduction: Reduction, plan: Plan) -> tuple[str, str, int]:
     """(path, why, threads) of `pool` for these arguments."""
     threads = torch.get_num_threads()
     axes = len(plan.shape)
-    if _runs_native(x, plan):
-        if x.numel() < TINY and _aten_for(x, window, reduction, axes):
+    call = _known(window, reduction, axes)
+    has_aten = call.aten is not None and _aten_takes(x, axes)
+    device = x.device.type
+    if _has_kernels(x) and forward_ad._current_level >= 0:
+        return "composite", "forward-mode derivatives come from whole-array operations", threads
+    if _has_kernels(x) and plan.native is not None:
+        if call.kind == "pick" and has_aten and _is_tiny(x):
             return "aten", f"under {TINY} elements the overhead of a call decides", threads
         return "native", plan.why, threads
-    if x.device.type not in ("cpu", "meta") and _aten_for(x, window, reduction, axes):
-        return "aten", f"on {x.device.type} torch's own operator is as good", threads
+    if not _has_kernels(x) and has_aten:
+        return "aten", f"on {device} torch's own operator is as good", threads
     if plan.native is not None:
-        return "composite", f"there is no kernel for {x.device.type} here", threads
+        return "composite", f"there is no kernel for {device} here", threads
     return "composite", plan.why, threads
 
 
@@ -137,60 +257,71 @@ def pool(
     x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> Tensor:
     """See `poolkit.pool`."""
+    _check(x)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
     if window.joined:
-        results = [_pool_one(x, grid, reduction, axes) for grid in window.grids()]
-        out = _join(results, axes, False)
+        grids = [_pool(x, _known(grid, reduction, axes)) for grid in window.grids()]
+        out = _join(grids, axes, False)
         return out.movedim(-2, -1) if channels_last else out
-    out = _pool_one(x, window, reduction, axes)
+    out = _pool(x, _known(window, reduction, axes))
     return out.movedim(-axes - 1, -1) if channels_last else out
 
 
-def _pool_one(x: Tensor, window: Window, reduction: Reduction, axes: int) -> Tensor:
-    _check(x)
-    if x.device.type in ("cpu", "meta") and forward_ad._current_level < 0:
-        if reduction.kernel is not None and axes <= 3:
-            if x.numel() < TINY and x.numel():
-                function = _aten_for(x, window, reduction, axes)
-                if function is not None:
-                    window.output_shape(x.shape[x.ndim - axes :])
-                    return function(x)
-            if not isinstance(reduction, Mean) or reduction.result == "float":
-                return _native(x, window, reduction, axes)
-    elif x.device.type not in ("cpu", "meta"):
-        function = _aten_for(x, window, reduction, axes)
-        if function is not None:
-            return function(x)
-    spatial = tuple(int(n) for n in x.shape[x.ndim - axes :])
-    plan = plan_for(window, reduction, spatial, ops.name_of(x.dtype))
-    return composite(x, plan.axes, reduction)
+def _pool(x: Tensor, call: Call) -> Tensor:
+    _, reduction, axes, seen, reduced, kind, aten, _ = call
+    if not _runs_native(x):
+        if aten is not None and _aten_takes(x, axes) and not _has_kernels(x):
+            return aten(x)
+        return _composite(x, call)
+    if kind == "composite":
+        return _composite(x, call)
+    if kind == "pick":
+        if aten is not None and not is_compiling() and _is_tiny(x) and _aten_takes(x, axes):
+            ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)  # for its errors
+            return aten(x)
+        if _differentiates(x):
+            return apply(PickPool, x, seen, reduced, axes)[0]  # type: ignore[no-any-return]
+    elif kind == "norm":
+        if not x.dtype.is_floating_point:
+            x = x.float()
+        elif _differentiates(x):
+            return apply(LpPool, x, seen, float(reduction.p), axes)  # type: ignore[no-any-return,attr-defined]
+    elif _differentiates(x):
+        return apply(SumPool, x, seen, reduced, axes)  # type: ignore[no-any-return]
+    return torch.ops.poolkit.pool.default(x, seen, reduced, axes)  # type: ignore[no-any-return]
 
 
-def _native(x: Tensor, window: Window, reduction: Reduction, axes: int) -> Tensor:
-    recipe = repr(window)
-    window.output_shape(x.shape[x.ndim - axes :])
-    if x.requires_grad and torch.is_grad_enabled():
-        if isinstance(reduction, (Max, Min)):
-            _check_positions(x, window, axes)
-            return PickPool.apply(x, recipe, repr(reduction), axes)[0]
-        if isinstance(reduction, Lp):
-            return LpPool.apply(x, recipe, float(reduction.p), axes)
-        return SumPool.apply(x, recipe, repr(reduction), axes)
-    if isinstance(reduction, Lp) and not x.dtype.is_floating_point:
-        x = x.float()
-    return torch.ops.poolkit.pool(x, recipe, repr(reduction), axes)
+def _differentiates(x: Tensor) -> bool:
+    """Whether the gradient must be known: under a transform of torch.func the tensor may not say."""
+    if x.requires_grad:
+        return torch.is_grad_enabled()
+    return (
+        not is_compiling()
+        and torch._C._are_functorch_transforms_active()
+        and x.dtype.is_floating_point
+    )
 
 
-def _check_positions(x: Tensor, window: Window, axes: int) -> None:
-    """A window that lies wholly in the padding has a value (the identity) but no position."""
-    if isinstance(window, Sliding) and _aten_arguments(window, axes) is None:
-        spatial = tuple(int(n) for n in x.shape[x.ndim - axes :])
-        if any((span.count == 0).any() for span in window.axes(spatial)):
-            raise PoolValueError(
-                "a window lies wholly in the padding, so its value has no position",
-                "Use less padding, or pool without gradient and positions",
-            )
+def _is_opaque(x: Tensor) -> bool:
+    """Whether the composite path must be one operator: without values there is only a shape."""
+    return is_compiling() or x.device.type == "meta" or isinstance(x, FakeTensor)
+
+
+def _composite(x: Tensor, call: Call) -> Tensor:
+    if _is_opaque(x):
+        if x.requires_grad and torch.is_grad_enabled():
+            return apply(CompositePool, x, call.seen, call.reduced, call.axes)  # type: ignore[no-any-return]
+        return torch.ops.poolkit.pool.default(x, call.seen, call.reduced, call.axes)  # type: ignore[no-any-return]
+    plan = ops.plan_of(call.seen, call.reduced, x.shape[x.ndim - call.axes :], x.dtype)
+    return _laid_out_like(x, composite(x, plan.axes, call.reduction), call.axes)
+
+
+def _laid_out_like(x: Tensor, out: Tensor, axes: int) -> Tensor:
+    """As the native kernels leave it; within torch.func a tensor has no layout of its own."""
+    if not is_compiling() and torch._C._are_functorch_transforms_active():
+        return out
+    return ops.laid_out_like(x, out, axes)
 
 
 def pool_with_indices(
@@ -200,17 +331,21 @@ def pool_with_indices(
     _check(x)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
-    _check_positions(x, window, axes)
-    window.output_shape(x.shape[x.ndim - axes :])
-    if x.device.type in ("cpu", "meta") and forward_ad._current_level < 0 and axes <= 3:
+    call = _known(window, reduction, axes)
+    if _runs_native(x) and axes <= 3:
+        if _differentiates(x):
+            values, codes = apply(PickPool, x, call.seen, call.reduced, axes)
+        else:
+            run = torch.ops.poolkit.pool_positions.default
+            values, codes = run(x, call.seen, call.reduced, axes)
         spatial = x.shape[x.ndim - axes :]
-        values, codes = PickPool.apply(x, repr(window), repr(reduction), axes)
-        indices = torch.ops.poolkit.indices(codes, repr(window), spatial)
+        indices = torch.ops.poolkit.indices.default(codes, call.seen, spatial)
+    elif call.aten_picks and _aten_takes(x, axes) and not _has_kernels(x):
+        values, indices = call.aten_picks(x)
     else:
-        spatial = tuple(int(n) for n in x.shape[x.ndim - axes :])
-        plan = plan_for(window, reduction, spatial, ops.name_of(x.dtype))
-        indices = composite_indices(x, plan.axes, reduction)
-        values = composite(x, plan.axes, reduction)
+        indices = torch.ops.poolkit.locate.default(x.detach(), call.seen, call.reduced, axes)
+        flat = x.flatten(-axes).gather(-1, indices.flatten(-axes))
+        values = _laid_out_like(x, flat.unflatten(-1, indices.shape[-axes:]), axes)
     if channels_last:
         values, indices = values.movedim(-axes - 1, -1), indices.movedim(-axes - 1, -1)
     return values, indices

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "as_laid_out", "empty_like_layout"]
+__all__ = ["Layout", "as_laid_out", "empty_like_layout", "laid_out_like"]
 
 
 class Layout(NamedTuple):
@@ -54,17 +54,21 @@ def _prefers_channels_behind(x: Tensor, ndim: int) -> bool:
     return True
 
 
+def _layout(x: Tensor, ndim: int) -> tuple[bool, bool]:
+    """Whether x is dense in one of the two layouts, and whether its channels lie behind."""
+    if x.is_contiguous():
+        # With one channel or one pixel both layouts are dense; torch then goes by the strides.
+        both = x.ndim == ndim + 2 and ndim in _FORMATS and _channels_behind(x, ndim)
+        return True, both and _prefers_channels_behind(x, ndim)
+    if _channels_behind(x, ndim):
+        return True, True
+    return False, _prefers_channels_behind(x, ndim)
+
+
 def as_laid_out(x: Tensor, ndim: int) -> tuple[Tensor, Layout]:
     """x itself if it is dense in one of the two layouts, else a copy that is; and its layout."""
-    if x.is_contiguous():
-        behind = False
-        # With one channel or one pixel both layouts are dense; torch then goes by the strides.
-        if x.ndim == ndim + 2 and ndim in _FORMATS and _channels_behind(x, ndim):
-            behind = _prefers_channels_behind(x, ndim)
-    elif _channels_behind(x, ndim):
-        behind = True
-    else:
-        behind = _prefers_channels_behind(x, ndim)
+    dense, behind = _layout(x, ndim)
+    if not dense:
         x = x.contiguous(memory_format=_FORMATS[ndim]) if behind else x.contiguous()
     lead = x.shape[: x.ndim - ndim]
     if behind:
@@ -78,10 +82,19 @@ def empty_like_layout(
     """An uninitialised tensor with x's axes in front, `spatial`, and the given layout."""
     lead = x.shape[: x.ndim - ndim]
     if not behind:
-        return torch.empty((*lead, *spatial), dtype=dtype, device=x.device)
+        return x.new_empty((*lead, *spatial), dtype=dtype)
     if x.ndim == ndim + 2 and ndim in _FORMATS:
         return torch.empty(
             (*lead, *spatial), dtype=dtype, device=x.device, memory_format=_FORMATS[ndim]
         )
     dense = torch.empty((*lead[:-1], *spatial, lead[-1]), dtype=dtype, device=x.device)
     return dense.movedim(-1, -ndim - 1)
+
+
+def laid_out_like(x: Tensor, out: Tensor, ndim: int) -> Tensor:
+    """`out` in the layout of `x`, of which it is the pooled version."""
+    _, behind = _layout(x, ndim)
+    wanted = empty_like_layout(x, ndim, tuple(out.shape[x.ndim - ndim :]), out.dtype, behind)
+    if out.stride() == wanted.stride():
+        return out
+    return wanted.copy_(out)

@@ -1,12 +1,17 @@
 """The operators that torch's dispatcher knows, with their fake (shape only) and vmap versions.
 
-Five linear-algebraic pieces, from which `autograd` puts all gradients together:
+Five pieces with native kernels, from which `autograd` puts their gradients together:
 
-    pool            values
+    pool            values: the one that takes every reduction, on every device
     pool_positions  values, and one small code for where each was found (max and min)
     scatter         the adjoint of picking those positions
     spread          the adjoint of a sum or a mean
     indices         position codes as flat spatial positions
+
+and two that are made of whole-array operations, for every reduction and every device:
+
+    pool_backward   the gradient of `pool`
+    locate          the flat spatial position of each value (max and min)
 
 Windows and reductions travel as their recipes. The spatial axes are the last `ndim` ones; any
 number may be in front.
@@ -21,13 +26,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..composite import composite, composite_indices
 from ..dtypes import DTYPES
+from ..errors import PoolValueError
 from ..plan import Plan, plan_for
 from ..reductions import Reduction, as_reduction
-from ..windows import Window, as_window
-from .layout import as_laid_out, empty_like_layout
+from ..reductions.base import reduction_parts
+from ..windows import Adaptive, Global, Sliding, Window, as_window
+from ..windows.base import window_parts
+from .layout import as_laid_out, empty_like_layout, laid_out_like
 
-__all__ = ["name_of", "plan_of", "torch_dtype"]
+__all__ = ["NAMES", "laid_out_like", "name_of", "plan_of"]
+
+# Text is read while a compiler traces, not by the compiled program.
+torch.compiler.assume_constant_result(window_parts)
+torch.compiler.assume_constant_result(reduction_parts)
 
 _library = torch.library.Library("poolkit", "DEF")
 _library.define("pool(Tensor x, str window, str reduction, int ndim) -> Tensor")
@@ -39,29 +52,32 @@ _library.define(
     "spread(Tensor grad, str window, str reduction, SymInt[] spatial) -> Tensor"
 )
 _library.define("indices(Tensor positions, str window, SymInt[] spatial) -> Tensor")
+_library.define(
+    "pool_backward(Tensor grad, Tensor x, str window, str reduction, int ndim) -> Tensor"
+)
+_library.define("locate(Tensor x, str window, str reduction, int ndim) -> Tensor")
 
-_NAMES = {getattr(torch, name): name for name in DTYPES}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+NAMES = {getattr(torch, name): name for name in DTYPES}
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def name_of(dtype: torch.dtype) -> str:
     """The name of a dtype in the table of dtypes, or its own."""
-    return _NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+    return NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    return _DTYPES[name]
-
-
-@lru_cache(maxsize=4096)
 def _parsed(window: str, reduction: str) -> tuple[Window, Reduction]:
     return as_window(window), as_reduction(reduction)
 
 
+@lru_cache(maxsize=4096)
+def _plan_of(window: str, reduction: str, spatial: tuple[int, ...], dtype: torch.dtype) -> Plan:
+    return plan_for(*_parsed(window, reduction), tuple(int(n) for n in spatial), NAMES[dtype])
+
+
 def plan_of(window: str, reduction: str, spatial: Sequence[int], dtype: torch.dtype) -> Plan:
     """The plan of two recipes."""
-    parsed = _parsed(window, reduction)
-    return plan_for(*parsed, tuple(spatial), _NAMES[dtype])
+    return _plan_of(window, reduction, tuple(spatial), dtype)
 
 
 def _native(plan: Plan) -> Any:
@@ -75,18 +91,51 @@ def _codes_dtype(plan: Plan) -> torch.dtype:
 
 @torch.library.impl(_library, "pool", "CPU")
 def _pool(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
-    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    if plan.native is None:
+        return _pool_composite(x, window, reduction, ndim)
     x, (outer, inner, behind) = as_laid_out(x, ndim)
     out = empty_like_layout(x, ndim, plan.output, _DTYPES[plan.result], behind)
-    _native(plan).forward(
-        x.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads()
-    )
+    plan.native.forward(x.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads())
     return out
+
+
+@torch.library.impl(_library, "pool", "CompositeExplicitAutograd")
+def _pool_composite(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    return laid_out_like(x, composite(x, plan.axes, plan.reduction), ndim)
+
+
+@torch.library.impl(_library, "pool_backward", "CompositeExplicitAutograd")
+def _pool_backward(grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        pooled = composite(leaf, plan.axes, plan.reduction)
+        (gradient,) = torch.autograd.grad(pooled, leaf, grad)
+    return laid_out_like(x, gradient, ndim)
+
+
+def _check_seen(plan: Plan) -> None:
+    """A window that lies wholly in the padding has a value (the identity) but no position."""
+    if plan.has_empty_windows:
+        raise PoolValueError(
+            "a window lies wholly in the padding, so its value has no position",
+            "Use less padding, or pool without gradient and positions",
+        )
+
+
+@torch.library.impl(_library, "locate", "CompositeExplicitAutograd")
+def _locate(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    _check_seen(plan)
+    return laid_out_like(x, composite_indices(x, plan.axes, plan.reduction), ndim)
 
 
 @torch.library.impl(_library, "pool_positions", "CPU")
 def _pool_positions(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
-    plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    _check_seen(plan)
     x, (outer, inner, behind) = as_laid_out(x, ndim)
     out = empty_like_layout(x, ndim, plan.output, _DTYPES[plan.result], behind)
     codes = empty_like_layout(x, ndim, plan.output, _codes_dtype(plan), behind)
@@ -136,7 +185,7 @@ def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -
         grad = grad / by
     grad, (outer, inner, behind) = as_laid_out(grad, ndim)
     out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
-    plan.transposed(_NAMES[grad.dtype]).forward(
+    plan.transposed(NAMES[grad.dtype]).forward(
         grad.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads()
     )
     return out.to(wanted)
@@ -165,24 +214,36 @@ def _output(window: Window, x: Tensor, ndim: int) -> tuple[Any, ...]:
 def _pool_fake(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     seen, reduced = _parsed(window, reduction)
     x, (_, _, behind) = as_laid_out(x, ndim)
-    result = _DTYPES[reduced.result_dtype(DTYPES[_NAMES[x.dtype]])]
+    result = _DTYPES[reduced.result_dtype(DTYPES[NAMES[x.dtype]])]
     return empty_like_layout(x, ndim, _output(seen, x, ndim), result, behind)
 
 
-def _most_positions(window: Window, spatial: Sequence[Any]) -> Any:
-    """Positions of the largest window, for the size of a code."""
-    from ..windows import Sliding
+def _code_bytes(window: Window, spatial: Sequence[Any]) -> int:
+    """Bytes of a position code: 1 for windows of up to 256 positions, 2 up to 65536, else 4.
 
+    Bounds come first, as they hold for symbolic sizes too; only where they do not decide are the
+    spans made, of sizes that are then fixed.
+    """
+    least: Any = 0
+    most: Any = 1
     if isinstance(window, Sliding):
-        kernel, _, _ = window._sizes(len(spatial))
-        product: Any = 1
-        for size, taps in zip(spatial, kernel, strict=True):
-            product = product * (taps if taps <= size else size)
-        return product
-    product = 1
+        for taps in window._sizes(len(spatial))[0]:
+            most = most * taps
+    elif isinstance(window, Global):
+        for size in spatial:
+            most = most * size
+        least = most
+    elif isinstance(window, Adaptive):
+        for size, bins in zip(spatial, window.output_shape(spatial), strict=True):
+            most = most * (size // bins + 2)
+    if most <= 256:
+        return 1
+    if least > 256:
+        return 2 if most <= 65536 else 4
+    positions = 1
     for span in window.axes([int(size) for size in spatial]):
-        product *= span.taps
-    return product
+        positions *= max(span.taps, 1)
+    return 1 if positions <= 256 else 2 if positions <= 65536 else 4
 
 
 @torch.library.register_fake("poolkit::pool_positions", lib=_library)
@@ -190,9 +251,22 @@ def _pool_positions_fake(
     x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, Tensor]:
     out = _pool_fake(x, window, reduction, ndim)
-    most = _most_positions(_parsed(window, reduction)[0], x.shape[x.ndim - ndim :])
-    codes = torch.uint8 if most <= 256 else torch.uint16 if most <= 65536 else torch.uint32
+    size = _code_bytes(as_window(window), x.shape[x.ndim - ndim :])
+    codes = (torch.uint8, torch.uint16, torch.uint32)[size // 2]
     return out, torch.empty_like(out, dtype=codes)
+
+
+@torch.library.register_fake("poolkit::pool_backward", lib=_library)
+def _pool_backward_fake(
+    grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int
+) -> Tensor:
+    x, (_, _, behind) = as_laid_out(x, ndim)
+    return empty_like_layout(x, ndim, tuple(x.shape[x.ndim - ndim :]), x.dtype, behind)
+
+
+@torch.library.register_fake("poolkit::locate", lib=_library)
+def _locate_fake(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    return torch.empty_like(_pool_fake(x, window, reduction, ndim), dtype=torch.int64)
 
 
 @torch.library.register_fake("poolkit::scatter", lib=_library)
@@ -227,7 +301,7 @@ def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
 def _pool_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, int]:
-    return torch.ops.poolkit.pool(_to_front(x, axes[0], info.batch_size), window, reduction, ndim), 0
+    return torch.ops.poolkit.pool.default(_to_front(x, axes[0], info.batch_size), window, reduction, ndim), 0
 
 
 @torch.library.register_vmap("poolkit::pool_positions", lib=_library)
@@ -235,7 +309,7 @@ def _pool_positions_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     x = _to_front(x, axes[0], info.batch_size)
-    return torch.ops.poolkit.pool_positions(x, window, reduction, ndim), (0, 0)
+    return torch.ops.poolkit.pool_positions.default(x, window, reduction, ndim), (0, 0)
 
 
 @torch.library.register_vmap("poolkit::scatter", lib=_library)
@@ -244,7 +318,7 @@ def _scatter_vmap(
 ) -> tuple[Tensor, int]:
     grad = _to_front(grad, axes[0], info.batch_size)
     positions = _to_front(positions, axes[1], info.batch_size)
-    return torch.ops.poolkit.scatter(grad, positions, window, spatial), 0
+    return torch.ops.poolkit.scatter.default(grad, positions, window, spatial), 0
 
 
 @torch.library.register_vmap("poolkit::spread", lib=_library)
@@ -252,7 +326,7 @@ def _spread_vmap(
     info: Any, axes: Any, grad: Tensor, window: str, reduction: str, spatial: Sequence[int]
 ) -> tuple[Tensor, int]:
     grad = _to_front(grad, axes[0], info.batch_size)
-    return torch.ops.poolkit.spread(grad, window, reduction, spatial), 0
+    return torch.ops.poolkit.spread.default(grad, window, reduction, spatial), 0
 
 
 @torch.library.register_vmap("poolkit::indices", lib=_library)
@@ -260,4 +334,21 @@ def _indices_vmap(
     info: Any, axes: Any, positions: Tensor, window: str, spatial: Sequence[int]
 ) -> tuple[Tensor, int]:
     positions = _to_front(positions, axes[0], info.batch_size)
-    return torch.ops.poolkit.indices(positions, window, spatial), 0
+    return torch.ops.poolkit.indices.default(positions, window, spatial), 0
+
+
+@torch.library.register_vmap("poolkit::pool_backward", lib=_library)
+def _pool_backward_vmap(
+    info: Any, axes: Any, grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int
+) -> tuple[Tensor, int]:
+    grad = _to_front(grad, axes[0], info.batch_size)
+    x = _to_front(x, axes[1], info.batch_size)
+    return torch.ops.poolkit.pool_backward.default(grad, x, window, reduction, ndim), 0
+
+
+@torch.library.register_vmap("poolkit::locate", lib=_library)
+def _locate_vmap(
+    info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
+) -> tuple[Tensor, int]:
+    x = _to_front(x, axes[0], info.batch_size)
+    return torch.ops.poolkit.locate.default(x, window, reduction, ndim), 0

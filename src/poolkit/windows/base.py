@@ -9,10 +9,13 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..errors import PoolTypeError, PoolValueError
-from ..recipes import Recipe, build
+from ..errors import PoolTypeError, PoolValueError, is_traced
+from ..recipes import Recipe, build, parameters_of
 
 __all__ = ["WINDOWS", "ReceptiveField", "Spans", "Window", "as_window", "register"]
+
+# No machine holds an axis as long as this; beyond it 64-bit positions would overflow.
+LARGEST = 2**40
 
 WINDOWS: dict[str, type[Window]] = {}
 W = TypeVar("W", bound="type[Window]")
@@ -20,6 +23,7 @@ W = TypeVar("W", bound="type[Window]")
 
 def register(window: W) -> W:
     """Enters a window class in the registry that tests, docs and recipes iterate over."""
+    window.parameters = parameters_of(window)
     WINDOWS[window.__name__] = window
     return window
 
@@ -167,12 +171,15 @@ def per_axis(
 
 def check_entry(name: str, entry: Any, valid: Callable[[Any], bool], wanted: str) -> None:
     """Refuses anything but an integer that `valid` accepts."""
-    if isinstance(entry, (bool, float, str)) or not hasattr(entry, "__index__"):
+    # What is not an int by now (see `freeze`) may still be a compiler's symbol for one.
+    if isinstance(entry, (bool, float, str, np.ndarray)) or not hasattr(entry, "__index__"):
         raise PoolTypeError(
             f"{name} must be an integer or a tuple of them, got {entry!r}", "Give integers"
         )
     if not valid(entry):
         raise PoolValueError(f"{name} must be {wanted}, got {entry}", f"Give a {_kind(wanted)}")
+    if entry > LARGEST:
+        raise PoolValueError(f"{name} must be at most {LARGEST}, got {entry}", "Give a smaller one")
 
 
 def _kind(wanted: str) -> str:
@@ -180,8 +187,15 @@ def _kind(wanted: str) -> str:
 
 
 def freeze(value: Any) -> Any:
-    """Lists become tuples, all the way down, so that a window can be a dictionary key."""
-    return tuple(freeze(v) for v in value) if isinstance(value, (list, tuple)) else value
+    """Lists become tuples, all the way down, and NumPy's integers Python's, so that a window can
+    be a dictionary key and its recipe be read again."""
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(v) for v in value)
+    if isinstance(value, np.integer) or (
+        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iu"
+    ):
+        return int(value)
+    return value
 
 
 def check_shape(shape: Sequence[int]) -> None:
@@ -193,6 +207,24 @@ def check_shape(shape: Sequence[int]) -> None:
         )
 
 
+_read: dict[str, Window] = {}
+
+
+def window_of(text: str) -> Window:
+    """The window that a recipe names, read once."""
+    made = _read.get(text)
+    if made is None:
+        made = build(text, WINDOWS, "window")
+        if len(_read) < 1024:
+            _read[text] = made
+    return made
+
+
+def window_parts(text: str) -> tuple[str, tuple[Any, ...]]:
+    """The same as the class's name and the values of its parameters."""
+    return window_of(text).parts()
+
+
 def as_window(window: Window | str) -> Window:
     """A window, or the recipe of one.
 
@@ -202,8 +234,10 @@ def as_window(window: Window | str) -> Window:
     if isinstance(window, Window):
         return window
     if isinstance(window, str):
-        made: Window = build(window, WINDOWS, "window")
-        return made
+        if is_traced():  # the parts are constants; the object is not
+            name, values = window_parts(window)
+            return WINDOWS[name](*values)
+        return window_of(window)
     raise PoolTypeError(
         f"a window was expected, got {type(window).__name__}",
         "Pass a window such as poolkit.Sliding(2) or poolkit.Global()",

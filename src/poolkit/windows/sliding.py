@@ -68,7 +68,10 @@ class Sliding(Window):
             for value in (self.kernel_size, self.stride, self.padding, self.dilation)
             if isinstance(value, tuple) and len(value) > 1
         ]
-        if isinstance(self.padding, tuple) and isinstance(self.padding[0], tuple):
+        if not isinstance(self.ceil_mode, (bool, int, np.bool_)):
+            raise PoolTypeError(f"ceil_mode must be a bool, got {self.ceil_mode!r}", "Write True")
+        object.__setattr__(self, "ceil_mode", bool(self.ceil_mode))
+        if self._has_pairs():
             lengths.append(len(self.padding))
         ndim = lengths[0] if lengths else 1
         object.__setattr__(self, "_ndim", ndim if lengths else None)
@@ -79,6 +82,11 @@ class Sliding(Window):
     def ndim(self) -> int | None:
         return self._ndim  # type: ignore[attr-defined,no-any-return]
 
+    def _has_pairs(self) -> bool:
+        """Whether the padding is written as (before, after) for each axis."""
+        padding = self.padding
+        return isinstance(padding, tuple) and len(padding) > 0 and isinstance(padding[0], tuple)
+
     def _sizes(self, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Kernel, stride and dilation for each axis."""
         positive = "at least 1"
@@ -86,7 +94,10 @@ class Sliding(Window):
         stride = kernel
         if self.stride is not None and self.stride != ():
             stride = per_axis("stride", self.stride, ndim, lambda s: s >= 1, positive)
-        return kernel, stride, per_axis("dilation", self.dilation, ndim, lambda d: d >= 1, positive)
+        dilation = per_axis("dilation", self.dilation, ndim, lambda d: d >= 1, positive)
+        for k, d in zip(kernel, dilation, strict=True):
+            check_entry("the reach of a window", (k - 1) * d + 1, lambda r: r >= 1, positive)
+        return kernel, stride, dilation
 
     def _pads(self, ndim: int) -> tuple[tuple[int, int], ...] | None:
         """(before, after) for each axis; None for "same", which depends on the input."""
@@ -99,7 +110,7 @@ class Sliding(Window):
                 f"padding must be 'valid', 'same' or integers, got {self.padding!r}",
                 "Write one of them",
             )
-        if isinstance(self.padding, tuple) and isinstance(self.padding[0], tuple):
+        if self._has_pairs():
             pairs = self.padding
             if len(pairs) == 1:
                 pairs = pairs * ndim

@@ -1,0 +1,70 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and a C++ compiler:
+#
+#   make demo    the main job on real input: inspect and optimize the face networks
+#   make test    all tests
+#
+# Each makes .venv itself. Others: lint, bench, sanitize, format, clean.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml constraints.txt
+
+.PHONY: all demo test lint symbols format bench sanitize clean
+all: test
+
+# The environment, built again when the native sources or the pins change. The package itself is
+# installed in place, so a change in Python needs no new build.
+$(VENV)/.ready: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what poolkit needs, and building its kernels (a few minutes the first time)"
+	$(BIN)/python -m pip --disable-pip-version-check install -q 'pip>=25.1'
+	$(PIP) torch
+	$(PIP) --group dev -e '.[inspect]'
+	$(PIP) --no-deps facenet-pytorch
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/poolkit inspect --output report.html
+	$(BIN)/poolkit optimize
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(VENV)/.ready symbols
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*.def
+	$(BIN)/mypy
+
+# An inline function of a standard header, compiled with AVX-512 and merged by the linker with its
+# baseline twin, would crash older machines: the per-instruction-set objects define no weak symbol.
+symbols: $(VENV)/.ready
+	@objects=$$(ls build/*/CMakeFiles/kernels_*.dir/csrc/*.o); \
+	if nm $$objects | grep -E ' [WVu] '; then echo "weak symbols in the kernels"; exit 1; fi
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/*.def
+
+$(VENV)/.bench-ready: $(VENV)/.ready
+	$(PIP) --group bench
+	@touch $@
+
+bench: $(VENV)/.bench-ready
+	$(BIN)/poolkit bench
+
+# The kernels under the address and undefined-behaviour sanitizers, driven by the NumPy tests.
+sanitize: $(VENV)/.ready
+	$(PIP) --no-deps --force-reinstall --target build/sanitized . \
+	  -Cbuild-dir=build/sanitize -Ccmake.define.POOLKIT_SANITIZE=ON
+	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest -q -m 'not slow' -p no:cacheprovider -o addopts=--strict-markers \
+	  tests/test_oracle.py tests/test_instruction_sets.py
+
+clean:
+	rm -rf build $(VENV) report.html report.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
