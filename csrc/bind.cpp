@@ -66,7 +66,7 @@ NB_MODULE(_native, m) {
         .def("indices", [](const poolkit::Plan& plan, uintptr_t positions, uintptr_t out,
                            int64_t outer, int64_t inner, int threads) {
             nb::gil_scoped_release release;
-            plan.indices(reinterpret_cast<const void*>(positions),
-                         reinterpret_cast<int64_t*>(out), outer, inner, threads);
+            plan.indices(reinterpret_cast<const void*>(positions), reinterpret_cast<int64_t*>(out),
+                         outer, inner, threads);
         });
 }

@@ -9,7 +9,6 @@
 
 #include "parallel.h"
 
-
 extern "C" {
 extern const poolkit::Table poolkit_table_baseline;
 #ifdef POOLKIT_HAS_X86
@@ -57,8 +56,8 @@ std::atomic<const Table*>& current() {
     return chosen;
 }
 
-const Kernel* find_kernel(const Table& from, const std::string& reduction,
-                          const std::string& dtype, const std::string& result) {
+const Kernel* find_kernel(const Table& from, const std::string& reduction, const std::string& dtype,
+                          const std::string& result) {
     for (int i = 0; i < from.kernel_count; ++i) {
         const Kernel& kernel = from.kernels[i];
         if (kernel.reduction && reduction == kernel.reduction && dtype == kernel.dtype &&
@@ -136,8 +135,7 @@ bool use_isa(const std::string& name) {
     return chosen != nullptr;
 }
 
-bool has_kernel(const std::string& reduction, const std::string& dtype,
-                const std::string& result) {
+bool has_kernel(const std::string& reduction, const std::string& dtype, const std::string& result) {
     return find_kernel(table(), reduction, dtype, result) != nullptr;
 }
 
@@ -152,7 +150,8 @@ void transpose(OwnedAxis& axis) {
     for (size_t o = 0; o < spec.begin.size(); ++o) {
         for (int64_t t = 0; t < spec.count[o]; ++t) {
             const int64_t i = spec.begin[o] + t * spec.step;
-            if (axis.transposed_count[i] == 0) axis.transposed_begin[i] = static_cast<int64_t>(o);
+            if (axis.transposed_count[i] == 0)
+                axis.transposed_begin[i] = static_cast<int64_t>(o);
             else if (axis.transposed_count[i] == 1)
                 axis.transposed_step = static_cast<int64_t>(o) - axis.transposed_begin[i];
             ++axis.transposed_count[i];
@@ -201,8 +200,7 @@ bool changes_nothing(const AxisSpec& spec) {
     if (static_cast<int64_t>(spec.begin.size()) != spec.size) return false;
     for (int64_t o = 0; o < spec.size; ++o)
         if (spec.begin[o] != o || spec.count[o] != 1) return false;
-    return std::all_of(spec.divisor.begin(), spec.divisor.end(),
-                       [](double d) { return d == 1.0; });
+    return std::all_of(spec.divisor.begin(), spec.divisor.end(), [](double d) { return d == 1.0; });
 }
 
 }  // namespace
@@ -218,8 +216,7 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
             throw std::invalid_argument("begin and count differ in length");
         for (size_t o = 0; o < spec.begin.size(); ++o) {
             const int64_t end = spec.begin[o] + (spec.count[o] - 1) * spec.step;
-            if (spec.count[o] < 0 ||
-                (spec.count[o] > 0 && (spec.begin[o] < 0 || end >= spec.size)))
+            if (spec.count[o] < 0 || (spec.count[o] > 0 && (spec.begin[o] < 0 || end >= spec.size)))
                 throw std::invalid_argument("a span lies outside the input");
         }
         if (!spec.divisor.empty() && spec.divisor.size() != spec.begin.size())
@@ -283,8 +280,8 @@ void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int
                  });
 }
 
-void Plan::scatter(const void* grad, const void* positions, void* out, int64_t outer,
-                   int64_t inner, int threads) const {
+void Plan::scatter(const void* grad, const void* positions, void* out, int64_t outer, int64_t inner,
+                   int threads) const {
     const Table& from = table();
     const Scatter* kernel = nullptr;
     for (int i = 0; i < from.scatter_count; ++i)
@@ -294,8 +291,8 @@ void Plan::scatter(const void* grad, const void* positions, void* out, int64_t o
     parallel_for(kernel->count_tasks(geometry_, outer, inner), threads, bytes_moved(outer, inner),
                  kernel->scratch_bytes(geometry_, inner),
                  [&](int64_t first, int64_t last, void* scratch) {
-                     kernel->scatter(geometry_, Part{grad, out, const_cast<void*>(positions),
-                                                     outer, inner, first, last, scratch});
+                     kernel->scatter(geometry_, Part{grad, out, const_cast<void*>(positions), outer,
+                                                     inner, first, last, scratch});
                  });
 }
 
@@ -334,9 +331,12 @@ void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t i
                                  for (int64_t c = 0; c < inner; ++c)
                                      out[to + c] = at + offset[codes[to + c]];
                              };
-                             if (bytes == 1) write(static_cast<const uint8_t*>(positions));
-                             else if (bytes == 2) write(static_cast<const uint16_t*>(positions));
-                             else write(static_cast<const uint32_t*>(positions));
+                             if (bytes == 1)
+                                 write(static_cast<const uint8_t*>(positions));
+                             else if (bytes == 2)
+                                 write(static_cast<const uint16_t*>(positions));
+                             else
+                                 write(static_cast<const uint32_t*>(positions));
                          }
                      }
                  });

@@ -46,7 +46,8 @@ struct Choose<false, Yes, No> {
 };
 
 template <class T>
-constexpr bool is_float = same<T, float> || same<T, double> || same<T, Bfloat16> || same<T, Float16>;
+constexpr bool is_float =
+    same<T, float> || same<T, double> || same<T, Bfloat16> || same<T, Float16>;
 
 template <class T, int N>
 struct VectorOf {

@@ -9,16 +9,23 @@ namespace {
 
 template <class T>
 constexpr T lowest_of() {
-    if constexpr (same<T, float>) return -__builtin_inff();
-    else if constexpr (same<T, double>) return -__builtin_inf();
-    else if constexpr (T(-1) < T(0)) return T(T(1) << (8 * sizeof(T) - 1));
-    else return T(0);
+    if constexpr (same<T, float>)
+        return -__builtin_inff();
+    else if constexpr (same<T, double>)
+        return -__builtin_inf();
+    else if constexpr (T(-1) < T(0))
+        return T(T(1) << (8 * sizeof(T) - 1));
+    else
+        return T(0);
 }
 template <class T>
 constexpr T highest_of() {
-    if constexpr (same<T, float>) return __builtin_inff();
-    else if constexpr (same<T, double>) return __builtin_inf();
-    else return T(~lowest_of<T>());
+    if constexpr (same<T, float>)
+        return __builtin_inff();
+    else if constexpr (same<T, double>)
+        return __builtin_inf();
+    else
+        return T(~lowest_of<T>());
 }
 
 // Values are compared as they are stored; half types as float, which holds them all.
@@ -66,42 +73,63 @@ struct Ordered {
     template <class S>
     using Accumulator = typename OrderedAccumulator<S>::type;
     template <class T>
-    static POOLKIT_INLINE T lift(T x, double) { return x; }
+    static POOLKIT_INLINE T lift(T x, double) {
+        return x;
+    }
     template <class T>
-    static POOLKIT_INLINE T finish(T x, double) { return x; }
+    static POOLKIT_INLINE T finish(T x, double) {
+        return x;
+    }
 };
 
 // `replaces(a, b)` is true where b, which comes later, is taken instead of a. A NaN is always
 // taken and never given up; of equal values the first stays.
 struct Max : Ordered {
     template <class A>
-    static constexpr A identity() { return lowest_of<A>(); }
+    static constexpr A identity() {
+        return lowest_of<A>();
+    }
     template <class T>
-    static POOLKIT_INLINE auto replaces(T a, T b) { return (b > a) | (b != b); }
+    static POOLKIT_INLINE auto replaces(T a, T b) {
+        return (b > a) | (b != b);
+    }
     template <class T>
-    static POOLKIT_INLINE T merge_ordered(T a, T b) { return (b > a) ? b : a; }  // the machine's max
+    static POOLKIT_INLINE T merge_ordered(T a, T b) {
+        return (b > a) ? b : a;
+    }  // the machine's max
     template <class T>
-    static POOLKIT_INLINE T merge(T a, T b) { return (b != b) ? b : merge_ordered(a, b); }
+    static POOLKIT_INLINE T merge(T a, T b) {
+        return (b != b) ? b : merge_ordered(a, b);
+    }
 };
 
 struct Min : Ordered {
     template <class A>
-    static constexpr A identity() { return highest_of<A>(); }
+    static constexpr A identity() {
+        return highest_of<A>();
+    }
     template <class T>
-    static POOLKIT_INLINE auto replaces(T a, T b) { return (b < a) | (b != b); }
+    static POOLKIT_INLINE auto replaces(T a, T b) {
+        return (b < a) | (b != b);
+    }
     template <class T>
-    static POOLKIT_INLINE T merge_ordered(T a, T b) { return (b < a) ? b : a; }
+    static POOLKIT_INLINE T merge_ordered(T a, T b) {
+        return (b < a) ? b : a;
+    }
     template <class T>
-    static POOLKIT_INLINE T merge(T a, T b) { return (b != b) ? b : merge_ordered(a, b); }
+    static POOLKIT_INLINE T merge(T a, T b) {
+        return (b != b) ? b : merge_ordered(a, b);
+    }
 };
 
 // The same for values among which there is no NaN, in a third of the instructions.
 template <class R>
 struct NoNaN : R {
     template <class T>
-    static POOLKIT_INLINE T merge(T a, T b) { return R::merge_ordered(a, b); }
+    static POOLKIT_INLINE T merge(T a, T b) {
+        return R::merge_ordered(a, b);
+    }
 };
-
 
 struct Adding {
     static constexpr bool positions = false;
@@ -112,17 +140,27 @@ struct Adding {
     template <class S>
     using Accumulator = typename AddingAccumulator<S>::type;
     template <class A>
-    static constexpr A identity() { return A(0); }
+    static constexpr A identity() {
+        return A(0);
+    }
     template <class T>
-    static POOLKIT_INLINE T merge(T a, T b) { return a + b; }
+    static POOLKIT_INLINE T merge(T a, T b) {
+        return a + b;
+    }
     template <class T>
-    static POOLKIT_INLINE T lift(T x, double) { return x; }
+    static POOLKIT_INLINE T lift(T x, double) {
+        return x;
+    }
     template <class T>
-    static POOLKIT_INLINE T finish(T x, double) { return x + T{}; }  // -0.0 + 0.0 is 0.0
+    static POOLKIT_INLINE T finish(T x, double) {
+        return x + T{};
+    }  // -0.0 + 0.0 is 0.0
 };
 
 template <class V>
-POOLKIT_INLINE V absolute(V x) { return (x < V{}) ? -x : x; }
+POOLKIT_INLINE V absolute(V x) {
+    return (x < V{}) ? -x : x;
+}
 
 struct Sum : Adding {
     static constexpr bool plain = true;  // but for the sign of zero
@@ -132,12 +170,16 @@ struct Sum : Adding {
 
 struct SumAbs : Adding {
     template <class T>
-    static POOLKIT_INLINE T lift(T x, double) { return absolute(x); }
+    static POOLKIT_INLINE T lift(T x, double) {
+        return absolute(x);
+    }
 };
 
 struct SumSquare : Adding {
     template <class T>
-    static POOLKIT_INLINE T lift(T x, double) { return x * x; }
+    static POOLKIT_INLINE T lift(T x, double) {
+        return x * x;
+    }
     static POOLKIT_INLINE float finish(float x, double) { return __builtin_sqrtf(x); }
     static POOLKIT_INLINE double finish(double x, double) { return __builtin_sqrt(x); }
 };
@@ -155,7 +197,9 @@ struct SumPower : Adding {
         return x;
     }
     template <class T>
-    static POOLKIT_INLINE T finish(T x, double p) { return x > T(0) ? power(x, 1.0 / p) : x; }
+    static POOLKIT_INLINE T finish(T x, double p) {
+        return x > T(0) ? power(x, 1.0 / p) : x;
+    }
 };
 
 }  // namespace

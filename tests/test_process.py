@@ -128,8 +128,8 @@ def test_the_number_of_threads_comes_from_the_environment(
 ) -> None:
     got = printed("import poolkit; print(poolkit.num_threads())", OMP_NUM_THREADS=setting)
     if threads is None:
-        cores = "len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()"
-        threads = printed(f"import os; print({cores})")
+        has_affinity = hasattr(os, "sched_getaffinity")
+        threads = str(len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count())
     assert got == threads
 
 
@@ -296,9 +296,6 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert lowest[0, 0, 0, 0] == -3
     assert at[0, 0, 0, 0] == 17 * side + 29
     assert poolkit.pool(x, window, "sum")[0, 0, -1, -1] == 7
-    assert poolkit.pool(x.reshape(1, side, side, 1), window, "max", ndim=2, channels_last=True)[
-        0, -1, -1, 0
-    ] == 7
-    flat = x.reshape(1, 1, -1)[..., : 2**31 + 64]
-    flat[0, 0, -1] = 5
-    assert poolkit.pool(flat, Sliding(64), "max")[0, 0, -1] == 5
+    behind = x.reshape(1, side // 4, side, 4)
+    got = poolkit.pool(behind, Sliding(16), "max", ndim=2, channels_last=True)
+    assert got[0, -1, -1].tolist() == [0, 0, 0, 7]

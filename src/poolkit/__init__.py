@@ -85,6 +85,11 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module, attribute = _LAZY[name]
-    loaded = import_module(module)
+    try:
+        loaded = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("poolkit"):
+            raise
+        raise MissingExtraError(error.name, "torch" if name == "nn" else "inspect") from None
     value = globals()[name] = getattr(loaded, attribute) if attribute else loaded
     return value

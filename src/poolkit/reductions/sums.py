@@ -106,6 +106,10 @@ class Mean(Additive):
     def result_dtype(self, dtype: DType) -> str:
         return dtype.name if self.result == "same" and dtype.kind == "int" else dtype.real
 
+    def working_dtype(self, dtype: DType) -> str:
+        # "same" is about integers, which a bool is not.
+        return "float64" if dtype.kind == "bool" else dtype.wide
+
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         total = state[0]
         if self.result == "same" and "int" in str(total.dtype):

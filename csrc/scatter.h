@@ -1,0 +1,198 @@
+// The gradient of max and min.
+#pragma once
+
+#include "loops.h"
+
+namespace {
+
+// Each input gathers from the outputs whose position code names it, in ascending order of the
+// outputs: no two threads write to one place, and the result does not depend on their number.
+template <class S>
+class Scattering {
+  public:
+    using A = typename AddingAccumulator<S>::type;
+    using C = Code<A>;
+
+    Scattering(const Geometry& geometry, int64_t inner_size, Arena arena)
+        : g(geometry), inner(inner_size), last(geometry.axes - 1) {
+        // Axes that are looped over: all of them with lines behind, else all but the last.
+        looped = inner > 1 ? g.axes : last;
+        int64_t covers = 1;
+        for (int a = 0; a < looped; ++a) {
+            int64_t most = 1;
+            for (int64_t i = 0; i < g.axis[a].size; ++i)
+                if (g.axis[a].transposed_count[i] > most) most = g.axis[a].transposed_count[i];
+            covers *= most;
+        }
+        cover = arena.template take<Cover>(covers);
+        line = arena.template take<A>((inner > 1 ? inner : g.axis[last].size) + 2 * lanes<A>);
+        bytes = arena.used;
+    }
+
+    int64_t bytes = 0;
+
+    void run(const Part& part) {
+        int64_t per_task = 1, rows = 1, plane = 1;
+        for (int a = 0; a < g.axes; ++a) plane *= g.axis[a].size;
+        for (int a = 0; a < looped; ++a) rows *= g.axis[a].size;
+        per_task = looped > 0 ? rows / g.axis[0].size : 1;
+        const int64_t tasks = looped > 0 ? g.axis[0].size : 1;
+        int64_t results = 1;
+        for (int a = 0; a < g.axes; ++a) results *= g.axis[a].outputs;
+        const int64_t span = plane / rows * inner;  // inputs of one row of this walk
+        S* out = static_cast<S*>(part.out);
+        for (int64_t task = part.first; task < part.last; ++task) {
+            const int64_t outer = task / tasks, first = task % tasks;
+            for (int64_t r = 0; r < per_task; ++r) {
+                const int64_t row = first * per_task + r;
+                const int64_t covers = cover_of(row);
+                const int64_t base = outer * results * inner;
+                S* to = out + (outer * plane * inner) + row * span;
+                const S* grad = static_cast<const S*>(part.x) + base;
+                if (g.positions <= 256)
+                    gather(grad, static_cast<const uint8_t*>(part.positions) + base, covers, to);
+                else if (g.positions <= 65536)
+                    gather(grad, static_cast<const uint16_t*>(part.positions) + base, covers, to);
+                else
+                    gather(grad, static_cast<const uint32_t*>(part.positions) + base, covers, to);
+            }
+        }
+    }
+
+  private:
+    struct Cover {
+        int64_t at;    // first output of the row that sees this input row
+        int64_t code;  // what its codes are when they mean this row: code + the taps of the rest
+    };
+
+    const Geometry& g;
+    int64_t inner;
+    int last, looped;
+    Cover* cover;
+    A* line;
+
+    // The output rows that see an input row, in ascending order.
+    int64_t cover_of(int64_t row) {
+        int64_t i[kMaxAxes] = {};
+        for (int64_t a = looped - 1, rest = row; a >= 0; --a) {
+            i[a] = rest % g.axis[a].size;
+            rest /= g.axis[a].size;
+        }
+        int64_t count = 1;
+        cover[0] = {0, 0};
+        for (int a = 0; a < looped; ++a) {
+            const Axis& axis = g.axis[a];
+            const int64_t outs = axis.transposed_count[i[a]];
+            for (int64_t k = count - 1; k >= 0; --k) {
+                const Cover before = cover[k];
+                for (int64_t j = outs - 1; j >= 0; --j) {
+                    const int64_t o = axis.transposed_begin[i[a]] + j * axis.transposed_step;
+                    const int64_t tap = (i[a] - axis.begin[o]) / axis.step;
+                    cover[k * outs + j] = {before.at * axis.outputs + o,
+                                           before.code * axis.taps + tap};
+                }
+            }
+            count *= outs;
+        }
+        return count;
+    }
+
+    template <class P>
+    void gather(const S* grad, const P* codes, int64_t covers, S* to) {
+        if (inner > 1)
+            gather_lines(grad, codes, covers, to);
+        else
+            gather_row(grad, codes, covers, to);
+    }
+
+    template <class P>
+    void gather_lines(const S* grad, const P* codes, int64_t covers, S* to) {
+        int64_t j = 0;
+        for (; j + lanes<A> <= inner; j += lanes<A>) {
+            Vec<A> acc{};
+            for (int64_t k = 0; k < covers; ++k) {
+                const int64_t at = cover[k].at * inner + j;
+                const Vec<C> code = load<C>(codes + at);
+                acc += (code == broadcast<C>(static_cast<C>(cover[k].code))) ? load<A>(grad + at)
+                                                                             : Vec<A>{};
+            }
+            store<A>(to + j, acc);
+        }
+        for (; j < inner; ++j) {
+            A acc = 0;
+            for (int64_t k = 0; k < covers; ++k) {
+                const int64_t at = cover[k].at * inner + j;
+                if (codes[at] == cover[k].code) acc += static_cast<A>(widen(grad[at]));
+            }
+            to[j] = narrow<S>(acc);
+        }
+    }
+
+    template <class P>
+    void gather_row(const S* grad, const P* codes, int64_t covers, S* to) {
+        const Axis& axis = g.axis[last];
+        A* sums = line;
+        if constexpr (same<A, S>) sums = to;
+        for (int64_t i = 0; i < axis.size; ++i) sums[i] = A(0);
+        for (int64_t k = 0; k < covers; ++k) {
+            const int64_t at = cover[k].at * axis.outputs, base = cover[k].code * axis.taps;
+            add_row(axis, grad + at, codes + at, base, sums);
+        }
+        if constexpr (!same<A, S>)
+            for (int64_t i = 0; i < axis.size; ++i) to[i] = narrow<S>(line[i]);
+    }
+
+    template <class P>
+    POOLKIT_INLINE void add_row(const Axis& axis, const S* grad, const P* codes, int64_t base,
+                                A* sums) {
+        const auto one = [&](int64_t o) {
+            const int64_t tap = static_cast<int64_t>(codes[o]) - base;
+            if (tap >= 0 && tap < axis.taps)
+                sums[axis.begin[o] + tap * axis.step] += static_cast<A>(widen(grad[o]));
+        };
+        const bool pairs = axis.stride == 2 && axis.step == 1 && axis.taps >= 2;
+        const bool vector = axis.regular && axis.taps <= 8 && (axis.stride == 1 || pairs);
+        int64_t o = 0;
+        if (vector) {
+            for (; o < axis.full_begin; ++o) one(o);
+            for (; o + lanes<A> <= axis.full_end; o += lanes<A>) {
+                const Vec<C> tap = load<C>(codes + o) - broadcast<C>(static_cast<C>(base));
+                const Vec<A> g16 = load<A>(grad + o);
+                A* at = sums + o * axis.stride + axis.offset;
+                const auto share = [&](int64_t t) {
+                    return (tap == broadcast<C>(static_cast<C>(t))) ? g16 : Vec<A>{};
+                };
+                if (axis.stride == 1) {
+                    for (int64_t t = 0; t < axis.taps; ++t)
+                        store<A>(at + t * axis.step, load<A>(at + t * axis.step) + share(t));
+                } else {
+                    const auto add_pair = [&](A* to, Vec<A> a, Vec<A> b) {
+                        store<A>(to, load<A>(to) + zip_first<A>(a, b));
+                        store<A>(to + lanes<A>, load<A>(to + lanes<A>) + zip_second<A>(a, b));
+                    };
+                    int64_t t = 0;
+                    for (; t + 2 <= axis.taps; t += 2) add_pair(at + t, share(t), share(t + 1));
+                    // A last tap without a partner is paired with the one before, which gets 0.
+                    if (t < axis.taps) add_pair(at + t - 1, Vec<A>{}, share(t));
+                }
+            }
+        }
+        for (; o < axis.outputs; ++o) one(o);
+    }
+};
+
+int64_t count_scatter_tasks(const Geometry& g, int64_t outer, int64_t inner) {
+    return outer * (inner > 1 || g.axes > 1 ? g.axis[0].size : 1);
+}
+
+template <class S>
+int64_t scatter_scratch(const Geometry& g, int64_t inner) {
+    return Scattering<S>(g, inner, Arena{nullptr}).bytes;
+}
+
+template <class S>
+void scatter(const Geometry& g, const Part& part) {
+    Scattering<S>(g, part.inner, Arena{static_cast<char*>(part.scratch)}).run(part);
+}
+
+}  // namespace

@@ -1,0 +1,467 @@
+// Reducing windows along a contiguous axis: sliding windows of a line, and long spans one by one.
+#pragma once
+
+#include "across.h"
+
+namespace {
+
+// Windows of at least this many neighbouring positions are reduced by doubling (see `within`).
+constexpr int64_t kDoubling = 6;
+// Longer contiguous windows are folded one by one, lanes first.
+constexpr int64_t kLongSpan = 24;
+
+// 64 bytes of lanes, whatever the machine's vector is.
+template <class A>
+struct Wide {
+    static constexpr int parts = 64 / kVectorBytes;
+    static constexpr int64_t width = 64 / sizeof(A);
+    Vec<A> v[parts];
+};
+
+template <class R, class A, class S>
+POOLKIT_INLINE Wide<A> load_wide(const S* from, double p) {
+    Wide<A> wide;
+#pragma GCC unroll 4
+    for (int i = 0; i < Wide<A>::parts; ++i) wide.v[i] = R::lift(load<A>(from + i * lanes<A>), p);
+    return wide;
+}
+
+template <class R, class A>
+POOLKIT_INLINE void merge_wide(Wide<A>& a, const Wide<A>& b) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Wide<A>::parts; ++i) a.v[i] = R::merge(a.v[i], b.v[i]);
+}
+
+// A chain of up to kChain wides, then a tree of chains.
+template <class R, class A, class S>
+POOLKIT_ONCE Wide<A> fold_wides(const S* from, int64_t wides, double p) {
+    constexpr int64_t width = Wide<A>::width;
+    if (wides <= kChain) {
+        Wide<A> acc = load_wide<R, A>(from, p);
+        for (int64_t i = 1; i < wides; ++i)
+            merge_wide<R>(acc, load_wide<R, A>(from + i * width, p));
+        return acc;
+    }
+    const int64_t first = round_up(wides / 2, kChain);
+    Wide<A> acc = fold_wides<R, A>(from, first, p);
+    merge_wide<R>(acc, fold_wides<R, A>(from + first * width, wides - first, p));
+    return acc;
+}
+
+// n contiguous values in the lanes of one vector: all but the last step of folding them.
+template <class R, class A, class S>
+POOLKIT_INLINE Vec<A> fold_to_lanes(const S* from, int64_t n, double p) {
+    constexpr int64_t width = Wide<A>::width;
+    const int64_t whole = n / width, rest = n % width;
+    Wide<A> acc{};
+    if (whole > 0) acc = fold_wides<R, A>(from, whole, p);
+    if (rest > 0) {
+        A padded[width];
+        for (int64_t i = 0; i < width; ++i)
+            padded[i] = i < rest ? R::lift(static_cast<A>(widen(from[whole * width + i])), p)
+                                 : R::template identity<A>();
+        Wide<A> last;
+        memcpy(&last, padded, sizeof last);
+        if (whole > 0)
+            merge_wide<R>(acc, last);
+        else
+            acc = last;
+    }
+    // Lanes half a width apart are merged, down to the machine's vector.
+    for (int parts = Wide<A>::parts; parts > 1; parts /= 2)
+        for (int i = 0; i < parts / 2; ++i) acc.v[i] = R::merge(acc.v[i], acc.v[i + parts / 2]);
+    return acc.v[0];
+}
+
+// Merges the lanes of each of `lanes` vectors, halves first: lane i of the result is vector i's.
+template <class R, class A, int Width = lanes<A>>
+POOLKIT_INLINE Vec<A> fold_lanes(Vec<A>* v) {
+    if constexpr (Width == 1) {
+        return v[0];
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < Width / 2; ++i) {
+            const Vec<A> first = halves_of<Width, false>(v[2 * i], v[2 * i + 1], Upto<lanes<A>>{});
+            const Vec<A> second = halves_of<Width, true>(v[2 * i], v[2 * i + 1], Upto<lanes<A>>{});
+            v[i] = R::merge(first, second);
+        }
+        return fold_lanes<R, A, Width / 2>(v);
+    }
+}
+
+template <class R, class A>
+POOLKIT_INLINE A fold_lanes_of_one(Vec<A> v) {
+    A lane[lanes<A>];
+    memcpy(lane, &v, sizeof v);
+    for (int width = lanes<A>; width > 1; width /= 2)
+        for (int i = 0; i < width / 2; ++i) lane[i] = R::merge(lane[i], lane[i + width / 2]);
+    return lane[0];
+}
+
+// Lanes see values out of order, which shows in one case only: the sign of a zero extreme.
+template <class A, class S>
+A first_zero(const S* from, int64_t n, A zero) {
+    for (int64_t i = 0; i < n; ++i)
+        if (widen(from[i]) == zero) return static_cast<A>(widen(from[i]));
+    return zero;
+}
+
+// One contiguous window.
+template <class R, class A, class S>
+POOLKIT_ONCE A fold_span(const S* from, int64_t n, int64_t step, double p) {
+    if (n == 0) return R::template identity<A>();
+    if (step != 1 || n <= 8) {
+        A acc = R::lift(static_cast<A>(widen(from[0])), p);
+        for (int64_t i = 1; i < n; ++i)
+            acc = R::merge(acc, R::lift(static_cast<A>(widen(from[i * step])), p));
+        return acc;
+    }
+    const A value = fold_lanes_of_one<R, A>(fold_to_lanes<R, A>(from, n, p));
+    if constexpr (R::positions && is_float<S>)
+        if (value == A(0)) return first_zero(from, n, value);
+    return value;
+}
+
+// Where `value`, the extreme of the window, is found: the first equal one, or the last NaN.
+template <class A, class S>
+int64_t find_in_span(const S* from, int64_t n, int64_t step, A value) {
+    if (value != value) {
+        for (int64_t i = n - 1; i > 0; --i)
+            if (widen(from[i * step]) != widen(from[i * step])) return i;
+        return 0;
+    }
+    constexpr int64_t block = 64;
+    int64_t i = 0;
+    if (step == 1) {
+        for (; i + block <= n; i += block) {  // whole blocks without a branch inside
+            bool any = false;
+            for (int64_t k = 0; k < block; ++k) any |= static_cast<A>(widen(from[i + k])) == value;
+            if (any) break;
+        }
+    }
+    for (; i < n; ++i)
+        if (static_cast<A>(widen(from[i * step])) == value) return i;
+    return 0;
+}
+
+// What outputs [o0, o1) of a regular axis see of a line: `reach` positions from `start` on, of
+// which `before` lie in front of the line and `inside` on it.
+struct Extent {
+    int64_t start, reach, before, inside;
+};
+
+POOLKIT_INLINE Extent extent_of(const Axis& axis, int64_t o0, int64_t o1) {
+    Extent e;
+    e.start = o0 * axis.stride + axis.offset;
+    e.reach = (o1 - 1 - o0) * axis.stride + (axis.taps - 1) * axis.step + 1;
+    e.before = e.start < 0 ? at_most(-e.start, e.reach) : 0;
+    const int64_t inside = at_most(axis.size - e.start, e.reach) - e.before;
+    e.inside = inside > 0 ? inside : 0;
+    return e;
+}
+
+// Lines without a NaN, which are nearly all, are merged without looking for one.
+template <class R, class S>
+constexpr bool scans = R::positions && is_float<S>;
+template <class R, class S>
+using Quick = typename Choose<scans<R, S>, NoNaN<R>, R>::type;
+
+template <class A>
+POOLKIT_INLINE auto unordered(Vec<A> a, Vec<A> b) {
+    return (a != a) | (b != b);
+}
+
+// Whether there is a NaN among n values.
+template <class A>
+POOLKIT_INLINE bool has_nan(const A* from, int64_t n) {
+    constexpr int64_t width = lanes<A>;
+    if (n < width) {
+        const Vec<A> v = load_first<A>(from, n, Vec<A>{});
+        return any(v != v);
+    }
+    auto found = Vec<A>{} != Vec<A>{};
+    int64_t i = 0;
+    for (; i + 2 * width <= n; i += 2 * width)
+        found |= unordered<A>(load<A>(from + i), load<A>(from + i + width));
+    if (i < n) {
+        const int64_t last = n - width;
+        found |= unordered<A>(load<A>(from + at_most(i, last)), load<A>(from + last));
+    }
+    return any(found);
+}
+
+// The lifted inputs of an extent as one contiguous array of A in which no window is clipped, with
+// two vectors of slack. Sets `found` if there is a NaN, where that matters.
+template <class R, class A, class S>
+POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* buffer,
+                                  bool& found) {
+    // Vectors throughout, each running into what the next loop writes: a line is often short.
+    constexpr int64_t width = lanes<A>;
+    const Vec<A> nothing = broadcast<A>(R::template identity<A>());
+    auto unordered = nothing != nothing;
+    for (int64_t i = 0; i < e.before; i += width) store<A>(buffer + i, nothing);
+    const S* from = line + e.start + e.before;
+    A* to = buffer + e.before;
+    const auto copy = [&](int64_t i) {
+        const Vec<A> v = load<A>(from + i);
+        if constexpr (scans<R, S>) unordered |= v != v;
+        store<A>(to + i, R::lift(v, p));
+    };
+    int64_t i = 0;
+    for (; i + width <= e.inside; i += width) copy(i);
+    if (i < e.inside && e.inside >= width) {
+        copy(e.inside - width);
+    } else if (i < e.inside) {
+        const Vec<A> v = load_first<A>(from, e.inside, nothing);
+        if constexpr (scans<R, S>) unordered |= v != v;
+        if constexpr (scans<R, S> || R::plain) {
+            store<A>(to, v);
+        } else {
+            for (; i < e.inside; ++i) to[i] = R::lift(v[i], p);
+        }
+    }
+    for (i = e.before + e.inside; i < e.reach + 2 * width; i += width)
+        store<A>(buffer + i, nothing);
+    found = any(unordered);
+    return buffer;
+}
+
+// Elements that `windowed_line` may need for `outputs` outputs; doubling reads a window further.
+template <class A>
+int64_t windowed_room(const Axis& axis, int64_t outputs) {
+    if (!axis.regular) return 0;
+    return outputs * axis.stride + 2 * axis.taps * axis.step + 4 * lanes<A>;
+}
+
+// Stride 1, any number of taps, at the cost of log2(taps): sums (or maxima) of 1, 2, 4, ...
+// neighbours are built in place, and a window is put together from them. Nothing is subtracted,
+// so nothing cancels, and the sum is a tree.
+template <class R, class A>
+POOLKIT_ONCE void within_doubling(A* line, int64_t outputs, int64_t taps, int64_t step, A* out) {
+    const int64_t n = outputs + (taps - 1) * step;  // inputs
+    int64_t width = 1, done = 0;
+    bool started = false;
+    const auto merge_into = [&](const A* from) {
+        for (int64_t i = 0; i < outputs; i += lanes<A>) {
+            const Vec<A> v = load<A>(from + i);
+            store<A>(out + i, started ? R::merge(load<A>(out + i), v) : v);
+        }
+        started = true;
+    };
+    while (true) {
+        if constexpr (!R::idempotent) {
+            if (taps & width) {
+                merge_into(line + done * step);
+                done += width;
+            }
+        }
+        if (2 * width > taps) break;
+        for (int64_t i = 0; i < n; i += lanes<A>)
+            store<A>(line + i, R::merge(load<A>(line + i), load<A>(line + i + width * step)));
+        width *= 2;
+    }
+    if constexpr (R::idempotent) {  // two windows of `width` that overlap
+        merge_into(line);
+        if (width < taps) merge_into(line + (taps - width) * step);
+    }
+}
+
+template <class A>
+POOLKIT_INLINE void even_odd(const A* from, Vec<A>& evens, Vec<A>& odds) {
+    const Vec<A> a = load<A>(from), b = load<A>(from + lanes<A>);
+    evens = even<A>(a, b);
+    odds = odd<A>(a, b);
+}
+
+// Taps of stride 2 come in pairs out of two loads. A last tap without a partner is the even one of
+// the pair before it, one output on, so that no load reaches beyond the last input.
+template <class R, class A>
+POOLKIT_INLINE Vec<A> pairs_at(const A* from, int64_t taps) {
+    Vec<A> evens, odds;
+    even_odd<A>(from, evens, odds);
+    if (taps == 1) return evens;
+    Vec<A> acc = R::merge(evens, odds);
+    int64_t t = 2;
+    for (; t + 2 <= taps; t += 2) {
+        even_odd<A>(from + t, evens, odds);
+        acc = R::merge(R::merge(acc, evens), odds);
+    }
+    if (t < taps)
+        acc = R::merge(acc, next_lanes<A>(evens, broadcast<A>(from[t + 2 * (lanes<A> - 1)])));
+    return acc;
+}
+
+// Calls body(i) for vectors of outputs that cover [0, n): the last one is moved back to end at n,
+// or, where there are fewer outputs than lanes, runs into the slack behind the arrays.
+template <class A, class Body>
+POOLKIT_INLINE void each_vector(int64_t n, Body body) {
+    constexpr int64_t width = lanes<A>;
+    int64_t i = 0;
+    for (; i + width <= n; i += width) body(i);
+    if (i < n) body(n >= width ? n - width : 0);
+}
+
+// n windows none of which is clipped, from lifted values.
+template <class R, class A>
+POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out) {
+    const int64_t stride = axis.stride, step = axis.step;
+    if (stride == 1) {
+        with_taps(axis.taps, [&](auto taps) {
+            each_vector<A>(n, [&](int64_t i) {
+                Vec<A> acc = load<A>(from + i);
+                for (int64_t t = 1; t < taps; ++t)
+                    acc = R::merge(acc, load<A>(from + i + t * step));
+                store<A>(out + i, acc);
+            });
+        });
+    } else if (stride == 2 && step == 1) {
+        with_taps(axis.taps, [&](auto taps) {
+            each_vector<A>(
+                n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, taps)); });
+        });
+    } else {
+        for (int64_t i = 0; i < n; ++i) out[i] = from[i * stride];
+        for (int64_t t = 1; t < axis.taps; ++t)
+            for (int64_t i = 0; i < n; ++i) out[i] = R::merge(out[i], from[i * stride + t * step]);
+    }
+}
+
+// out[o - o0] = the window of output o along one line. `out` has a vector of slack behind it.
+// Returns whether there may be a NaN among them.
+template <class R, class A, class S>
+POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1, const Extent& e,
+                         double p, A* buffer, A* out) {
+    const bool doubling = axis.stride == 1 && axis.taps >= kDoubling;
+    if (!axis.regular || (axis.taps > kLongSpan && !doubling)) {
+        for (int64_t o = o0; o < o1; ++o)
+            out[o - o0] = fold_span<R, A>(line + axis.begin[o], axis.count[o], axis.step, p);
+        return scans<R, S>;
+    }
+    if constexpr (same<A, S> && R::plain) {
+        // Where no more than two windows are clipped, the others are read in place, and those are
+        // merged one by one, in the order of the vectors.
+        const int64_t lo = o0 > axis.full_begin ? o0 : axis.full_begin,
+                      hi = at_most(o1, axis.full_end);
+        if (!doubling && hi - lo >= lanes<A> && lo - o0 + o1 - hi <= 2) {
+            const auto one = [&](int64_t o) {
+                const A* at = line + axis.begin[o];
+                A acc = axis.count[o] ? at[0] : R::template identity<A>();
+                for (int64_t t = 1; t < axis.count[o]; ++t) acc = R::merge(acc, at[t * axis.step]);
+                out[o - o0] = acc;
+            };
+            const A* from = line + lo * axis.stride + axis.offset;
+            bool found = false;
+            if constexpr (scans<R, S>) found = has_nan(line + e.start + e.before, e.inside);
+            for (int64_t o = o0; o < lo; ++o) one(o);
+            if (found)
+                unclipped<R, A>(axis, from, hi - lo, out + (lo - o0));
+            else
+                unclipped<Quick<R, S>, A>(axis, from, hi - lo, out + (lo - o0));
+            for (int64_t o = hi; o < o1; ++o) one(o);
+            return found;
+        }
+    }
+    bool found = false;
+    copy_line<R, A>(line, e, p, buffer, found);
+    if (doubling) {
+        if (found)
+            within_doubling<R, A>(buffer, o1 - o0, axis.taps, axis.step, out);
+        else
+            within_doubling<Quick<R, S>, A>(buffer, o1 - o0, axis.taps, axis.step, out);
+    } else {
+        if (found)
+            unclipped<R, A>(axis, buffer, o1 - o0, out);
+        else
+            unclipped<Quick<R, S>, A>(axis, buffer, o1 - o0, out);
+    }
+    return found;
+}
+
+// n windows none of which is clipped, with the tap where each value was found.
+template <class R, class A, class S>
+POOLKIT_INLINE void unclipped_positions(const Axis& axis, const S* from, int64_t n, A* out,
+                                        Code<A>* codes) {
+    using C = Code<A>;
+    each_vector<A>(n, [&](int64_t i) {
+        const S* at = from + i * axis.stride;
+        Vec<A> best, evens, odds;
+        Vec<C> code{};
+        const auto offer = [&](Vec<A> v, int64_t tap) {
+            const auto taken = R::replaces(best, v);
+            best = taken ? v : best;
+            code = taken ? broadcast<C>(static_cast<C>(tap)) : code;
+        };
+        const auto split = [&](const S* pairs) {
+            const Vec<A> a = load<A>(pairs), b = load<A>(pairs + lanes<A>);
+            evens = even<A>(a, b);
+            odds = odd<A>(a, b);
+        };
+        if (axis.stride == 1) {
+            best = load<A>(at);
+            for (int64_t t = 1; t < axis.taps; ++t) offer(load<A>(at + t * axis.step), t);
+        } else {
+            split(at);
+            best = evens;
+            offer(odds, 1);
+            int64_t t = 2;
+            for (; t + 2 <= axis.taps; t += 2) {
+                split(at + t);
+                offer(evens, t);
+                offer(odds, t + 1);
+            }
+            if (t < axis.taps) {  // the odd one of a pair that begins one earlier
+                split(at + t - 1);
+                offer(odds, t);
+            }
+        }
+        store<A>(out + i, best);
+        store<C>(codes + i, code);
+    });
+}
+
+// The same as `within`, with positions: the tap within the clipped window. Windows are never
+// filled up with the identity here: it could win, and has no position.
+template <class R, class A, class S>
+POOLKIT_ONCE void within_positions(const Axis& axis, const S* line, int64_t o0, int64_t o1,
+                                   A* buffer, A* out, Code<A>* codes) {
+    using C = Code<A>;
+    const int64_t step = axis.step;
+    const auto one = [&](int64_t o) {
+        const S* from = line + axis.begin[o];
+        const int64_t n = axis.count[o];
+        if (n > 8 && step == 1) {
+            const A value = fold_span<R, A>(from, n, 1, 0.0);
+            out[o - o0] = value;
+            codes[o - o0] = static_cast<C>(find_in_span<A>(from, n, 1, value));
+            return;
+        }
+        A best = static_cast<A>(widen(from[0]));
+        C code = 0;
+        for (int64_t t = 1; t < n; ++t) {
+            const A v = static_cast<A>(widen(from[t * step]));
+            const bool taken = R::replaces(best, v);
+            best = taken ? v : best;
+            code = taken ? static_cast<C>(t) : code;
+        }
+        out[o - o0] = best;
+        codes[o - o0] = code;
+    };
+    const bool pairs = axis.stride == 2 && step == 1 && axis.taps >= 2;
+    const bool vectors = axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs);
+    const int64_t lo = vectors && axis.full_begin > o0 ? axis.full_begin : o0;
+    const int64_t hi = vectors ? at_most(axis.full_end, o1) : o0;
+    const int64_t n = hi - lo;
+    if (n >= lanes<A>) {
+        const S* from = line + lo * axis.stride + axis.offset;
+        unclipped_positions<R, A>(axis, from, n, out + lo - o0, codes + lo - o0);
+    } else if (n > 1) {  // from a copy with slack; what is written too far is overwritten below
+        bool found;
+        copy_line<R, A>(line, extent_of(axis, lo, hi), 0.0, buffer, found);
+        unclipped_positions<R, A>(axis, buffer, n, out + lo - o0, codes + lo - o0);
+    }
+    for (int64_t o = o0; o < (n > 1 ? lo : o1); ++o) one(o);
+    if (n > 1)
+        for (int64_t o = hi; o < o1; ++o) one(o);
+}
+
+}  // namespace

@@ -1,0 +1,38 @@
+"""The compiled kernels; see csrc/bind.cpp. Addresses are those of contiguous arrays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_AXES: int
+
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def use_isa(name: str) -> bool: ...
+def has_kernel(reduction: str, dtype: str, result: str) -> bool: ...
+
+class Plan:
+    def __init__(
+        self,
+        reduction: str,
+        dtype: str,
+        result: str,
+        exponent: float,
+        sizes: Sequence[int],
+        begins: Sequence[NDArray[np.int64]],
+        counts: Sequence[NDArray[np.int64]],
+        steps: Sequence[int],
+        divisors: Sequence[NDArray[np.int64]],
+    ) -> None: ...
+    @property
+    def position_bytes(self) -> int: ...
+    def forward(
+        self, x: int, out: int, positions: int, outer: int, inner: int, threads: int, /
+    ) -> None: ...
+    def scatter(
+        self, grad: int, positions: int, out: int, outer: int, inner: int, threads: int, /
+    ) -> None: ...
+    def indices(
+        self, positions: int, out: int, outer: int, inner: int, threads: int, /
+    ) -> None: ...

@@ -1,0 +1,347 @@
+"""torch.compile, torch.export, torch.func, autocast, opcheck, meta and fake tensors."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import poolkit  # noqa: E402
+import poolkit.nn  # noqa: E402
+from poolkit.torch import dispatch  # noqa: E402
+
+OPS = torch.ops.poolkit
+FORMATS = [torch.contiguous_format, torch.channels_last]
+REDUCTIONS = ["max", "min", "mean", "sum", "Lp(3.0)", "median", "std", "soft", "top_k(2)"]
+# Torch's own forward-mode rules are scripts, which torch itself now warns about.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+def pooling(reduction: str, window: str = "Sliding(3, stride=2)") -> Callable[..., Any]:
+    return lambda x: poolkit.pool(x, window, reduction)
+
+
+@pytest.fixture(params=["chosen", "native"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As dispatch chooses (aten for a tiny max), and the native kernels by force."""
+    if request.param == "native":
+        monkeypatch.setattr(dispatch, "TINY", 0)
+    return request.param
+
+
+# --- torch.compile -------------------------------------------------------------------------------
+
+COMPILED: dict[str, Callable[..., Any]] = {
+    "max_pool2d": lambda x: poolkit.max_pool2d(x, 3, 2, 1),
+    "indices": lambda x: poolkit.max_pool2d(x, 3, 2, 1, return_indices=True)[0],
+    "pool": lambda x: poolkit.pool(x, poolkit.Sliding(3), poolkit.Max()),
+    "recipe": lambda x: poolkit.pool(x, "sliding(3, padding='same')", "mean"),
+    "avg_pool2d": lambda x: poolkit.avg_pool2d(x, (3, 2), padding=1, count_include_pad=False),
+    "median": lambda x: poolkit.pool(x, poolkit.Sliding(3, 2), "median"),
+    "std": lambda x: poolkit.pool(x, poolkit.Global(), poolkit.Std()),
+    "AvgPool2d": poolkit.nn.AvgPool2d(3, 2, 1),
+    "LPPool2d": poolkit.nn.LPPool2d(2, 3),
+    "AdaptiveMaxPool2d": poolkit.nn.AdaptiveMaxPool2d(5),
+    "GlobalAvgPool2d": poolkit.nn.GlobalAvgPool2d(),
+    "Pool": poolkit.nn.Pool(poolkit.Pyramid((3, 1)), "soft"),
+    "two": lambda x: poolkit.pool(poolkit.pool(x, "Sliding(2)", "max"), "Global()", "gem"),
+}
+
+
+def value_and_gradient(run: Callable[..., Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    leaf = x.detach().requires_grad_()
+    y = run(leaf)
+    return y, torch.autograd.grad(y.square().sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compile(name: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    run = COMPILED[name]
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for form in FORMATS:
+        x = torch.randn(2, 4, 20, 22).contiguous(memory_format=form)
+        assert torch.equal(compiled(x), run(x))
+        for mine, eager in zip(
+            value_and_gradient(compiled, x), value_and_gradient(run, x), strict=True
+        ):
+            torch.testing.assert_close(mine, eager)
+            assert mine.stride() == eager.stride()
+
+
+def count_graphs() -> tuple[Callable[..., Any], list[int]]:
+    seen = [0]
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen[0] += 1
+        return graph.forward
+
+    return backend, seen
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_second_size_is_not_compiled_again(name: str) -> None:
+    torch._dynamo.reset()
+    backend, graphs = count_graphs()
+    compiled = torch.compile(COMPILED[name], fullgraph=True, backend=backend)
+    for batch, height, width in ((3, 20, 22), (2, 31, 24), (5, 18, 40)):
+        x = torch.randn(batch, 4, height, width)
+        for axis in (0, 2, 3):
+            torch._dynamo.mark_dynamic(x, axis)
+        assert torch.equal(compiled(x), COMPILED[name](x))
+    assert graphs == [1]
+
+
+def test_the_count_of_graphs_can_fail() -> None:
+    torch._dynamo.reset()
+    backend, graphs = count_graphs()
+    compiled = torch.compile(lambda x: x + x.shape[0], dynamic=False, backend=backend)
+    for size in (3, 4):
+        compiled(torch.zeros(size))
+    assert graphs == [2]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
+def test_compile_with_inductor() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(2, 4, 16, 16)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return poolkit.max_pool2d((x * 2).relu(), 3, 2, 1) + poolkit.avg_pool2d(x, 3, 2, 1)
+
+    compiled = torch.compile(run, fullgraph=True)
+    for mine, eager in zip(
+        value_and_gradient(compiled, x), value_and_gradient(run, x), strict=True
+    ):
+        torch.testing.assert_close(mine, eager)
+
+
+# --- torch.export --------------------------------------------------------------------------------
+
+EXPORTED = [
+    poolkit.nn.MaxPool2d(3, 2, 1),
+    poolkit.nn.AvgPool2d(3),
+    poolkit.nn.AdaptiveMaxPool2d(5, return_indices=True),
+    poolkit.nn.Pool("Pyramid((2, 1))", "max"),
+    poolkit.nn.Pool("Sliding(3)", "median"),
+]
+
+
+class Net(torch.nn.Module):
+    def __init__(self, pooled: torch.nn.Module) -> None:
+        super().__init__()
+        self.pooled = pooled
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.pooled(x)
+
+
+def exported(net: torch.nn.Module, strict: bool) -> Any:
+    dim = torch.export.Dim
+    shapes = {"x": {0: dim("batch"), 2: dim("height", min=8, max=64), 3: dim.AUTO}}
+    return torch.export.export(
+        Net(net), (torch.randn(3, 4, 24, 24),), strict=strict, dynamic_shapes=shapes
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("module", EXPORTED, ids=str)
+def test_export(module: torch.nn.Module, strict: bool) -> None:
+    program = exported(module, strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    x = torch.randn(2, 4, 30, 26)
+    mine, eager = loaded(x), module(x)
+    if isinstance(eager, torch.Tensor):
+        mine, eager = (mine,), (eager,)
+    assert all(torch.equal(a, b) for a, b in zip(mine, eager, strict=True))
+
+
+def test_a_saved_program_needs_only_the_operators(tmp_path: Any) -> None:
+    torch.export.save(exported(poolkit.nn.MaxPool2d(2), False), tmp_path / "net.pt2")
+    code = (
+        "import sys, torch, poolkit.torch.ops\n"
+        "net = torch.export.load(sys.argv[1]).module()\n"
+        "assert 'poolkit.nn' not in sys.modules\n"
+        "assert net(torch.ones(2, 4, 8, 8)).shape == (2, 4, 4, 4)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "net.pt2")], check=True)
+
+
+# --- torch.func ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_vmap(reduction: str, path: str) -> None:
+    run, x = pooling(reduction), torch.randn(3, 2, 4, 9, 9)
+    for axis in (0, 1):
+        each = torch.stack([run(part) for part in x.unbind(axis)])
+        torch.testing.assert_close(torch.func.vmap(run, in_dims=axis)(x), each)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_grad_of_vmap_and_vmap_of_grad(reduction: str, path: str) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return pooling(reduction)(x).square().sum()
+
+    x = torch.randn(3, 2, 4, 9, 9)
+    each = torch.stack([value_and_gradient(pooling(reduction), part)[1] for part in x])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), each)
+    torch.testing.assert_close(
+        torch.func.grad(lambda x: torch.func.vmap(loss)(x).sum())(x), each
+    )
+
+
+@forward_mode
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_jacobians(reduction: str, path: str) -> None:
+    run = pooling(reduction)
+    x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(run, x)
+    torch.testing.assert_close(torch.func.jacrev(run)(x), expected)
+    torch.testing.assert_close(torch.func.jacfwd(run)(x), expected)
+    _, along = torch.func.jvp(run, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(along, expected.sum((-4, -3, -2, -1)))
+
+
+@forward_mode
+def test_forward_mode_is_explained() -> None:
+    x = torch.randn(1, 1, 64, 64)
+    assert poolkit.explain(x, "Sliding(2)").path == "native"
+    with torch.autograd.forward_ad.dual_level():
+        assert poolkit.explain(x, "Sliding(2)").path == "composite"
+
+
+# --- operators -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("batch", [2, 0])
+def test_opcheck(batch: int, dtype: torch.dtype, form: torch.memory_format) -> None:
+    x = torch.randn(batch, 3, 9, 8).to(dtype).contiguous(memory_format=form)
+    window, spatial = "Sliding(3, stride=2, padding=1)", [9, 8]
+    values, codes = OPS.pool_positions(x, window, "Max()", 2)
+    calls = [
+        (OPS.pool.default, (x, window, "Max()", 2)),
+        (OPS.pool.default, (x, window, "Mean()", 2)),
+        (OPS.pool.default, (x, "Adaptive(2)", "Median()", 2)),
+        (OPS.pool_positions.default, (x, window, "Min()", 2)),
+        (OPS.scatter.default, (values, codes, window, spatial)),
+        (OPS.spread.default, (values, window, "Mean()", spatial)),
+        (OPS.indices.default, (codes, window, spatial)),
+        (OPS.pool_backward.default, (values, x, window, "Soft()", 2)),
+        (OPS.locate.default, (x, window, "Max()", 2)),
+    ]
+    for op, arguments in calls:
+        torch.library.opcheck(op, arguments)
+    assert {op for op, _ in calls} == {
+        getattr(OPS, name).default
+        for name in ("pool", "pool_positions", "scatter", "spread", "indices", "pool_backward",
+                     "locate")
+    }
+
+
+@pytest.mark.parametrize(
+    ("window", "shape"),
+    [
+        ("Sliding(17, dilation=2)", (40, 40)),
+        ("Sliding(16)", (20, 20)),
+        ("Sliding(20, padding=10)", (12, 12)),
+        ("Adaptive(3)", (50, 44)),
+        ("Adaptive((2, 5))", (33, 40)),
+        ("Global()", (300, 300)),
+        ("Sliding(17, padding='same')", (9, 9)),
+    ],
+)
+def test_the_fake_kernel_knows_the_size_of_a_code(window: str, shape: tuple[int, int]) -> None:
+    x = torch.randn(1, 1, *shape)
+    real = OPS.pool_positions(x, window, "Max()", 2)
+    fake = OPS.pool_positions(x.to("meta"), window, "Max()", 2)
+    assert [t.dtype for t in fake] == [t.dtype for t in real]
+
+
+# --- tensors of other kinds ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_meta_and_fake_tensors_have_the_shape_and_layout(
+    reduction: str, form: torch.memory_format
+) -> None:
+    x = torch.randn(2, 3, 9, 8).contiguous(memory_format=form)
+    for window in ("Sliding(3, stride=2, padding=1)", "Adaptive(2)", "Global()", "Pyramid((2, 1))"):
+        run = pooling(reduction, window)
+        real = run(x)
+        with torch._subclasses.FakeTensorMode() as mode:
+            fake = run(mode.from_tensor(x))
+        for shown in (run(x.to("meta")), fake):
+            assert (shown.shape, shown.dtype) == (real.shape, real.dtype)
+            assert shown.stride() == real.stride()
+
+
+def test_parameters_and_subclasses() -> None:
+    class Mine(torch.Tensor):
+        pass
+
+    x = torch.randn(1, 2, 6, 6)
+    for special in (torch.nn.Parameter(x), x.as_subclass(Mine)):
+        for run in (poolkit.max_pool2d, poolkit.avg_pool2d):
+            assert torch.equal(run(special, 2).detach().as_subclass(torch.Tensor), run(x, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_dtype_alone(dtype: torch.dtype, path: str) -> None:
+    x = torch.randn(1, 2, 4, 6, 6).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for run in (poolkit.max_pool3d, poolkit.avg_pool3d, poolkit.sum_pool3d):
+            assert run(x, 2).dtype == dtype
+
+
+def test_other_devices_go_through_aten_or_the_composite_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    expected = {r: poolkit.pool(x, "Sliding(3, stride=2)", r) for r in REDUCTIONS}
+    values, places = poolkit.pool_with_indices(x, "Adaptive(5)", "min")
+    monkeypatch.setattr(dispatch, "_has_kernels", lambda x: False)
+    paths = {}
+    for reduction, native in expected.items():
+        mine = poolkit.pool(x, "Sliding(3, stride=2)", reduction)
+        torch.testing.assert_close(mine, native)
+        paths[reduction] = poolkit.explain(x, "Sliding(3, stride=2)", reduction).path
+    assert paths == {r: "aten" if r in ("max", "mean") else "composite" for r in REDUCTIONS}
+    found = poolkit.pool_with_indices(x, "Adaptive(5)", "min")
+    assert torch.equal(found[0], values)
+    assert torch.equal(found[1], places)
+
+
+def test_explain_says_what_runs() -> None:
+    small, large = torch.randn(1, 2, 8, 8), torch.randn(1, 8, 64, 64)
+    assert poolkit.explain(small, "Sliding(2)").path == "aten"
+    assert poolkit.explain(small, "Sliding(2)", "mean").path == "native"
+    assert poolkit.explain(large, "Sliding(2)").path == "native"
+    assert poolkit.explain(large, "Sliding(2)", "median").path == "composite"
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (torch.zeros(1, 2, 8, 8).to_sparse(), "layout torch.sparse_coo cannot be pooled"),
+        (torch.zeros(1, 2, 8, 8, dtype=torch.complex64), "dtype complex64 cannot be pooled"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_pooled(x: torch.Tensor, reason: str) -> None:
+    for run in (poolkit.max_pool2d, poolkit.avg_pool2d):
+        with pytest.raises(poolkit.PoolTypeError, match=f"{reason}, while pooling .*Sliding"):
+            run(x, 2)
