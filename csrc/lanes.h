@@ -268,6 +268,22 @@ POOLKIT_INLINE Vec<A> odd(Vec<A> a, Vec<A> b) {
     return odd_of(a, b, Upto<lanes<A>>{});
 }
 
+// Of m vectors in a row, the lanes at t, t + Stride, ...: lane j wants element Stride * j + t,
+// which vector number (Stride * j + t) / lanes holds.
+template <int Stride, int T, int M, class V, int... I>
+POOLKIT_INLINE V take_from(V acc, V v, Sequence<I...>) {
+    constexpr int n = sizeof...(I);
+    return __builtin_shufflevector(acc, v,
+                                   ((Stride * I + T) / n == M ? n + (Stride * I + T) % n : I)...);
+}
+template <class A, int Stride, int T, int M = 0>
+POOLKIT_INLINE Vec<A> every(const Vec<A>* v, Vec<A> acc = Vec<A>{}) {
+    if constexpr (M == Stride)
+        return acc;
+    else
+        return every<A, Stride, T, M + 1>(v, take_from<Stride, T, M>(acc, v[M], Upto<lanes<A>>{}));
+}
+
 template <int Start, class V, int... I>
 POOLKIT_INLINE V zip_of(V a, V b, Sequence<I...>) {
     constexpr int n = sizeof...(I);

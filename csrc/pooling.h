@@ -21,7 +21,7 @@ POOLKIT_ONCE void finish_line(const A* state, int64_t n, double row, const doubl
                               bool uniform, double p, O* out) {
     const auto one = [&](A x, double divisor) -> O {
         if constexpr (same<A, int64_t> && same<O, float>)
-            return static_cast<float>(static_cast<double>(x) / divisor);
+            return static_cast<float>(static_cast<double>(x) / divisor) + 0.0f;  // 0 / -2 is -0.0
         else if constexpr (R::positions || same<A, int64_t>)
             return narrow<O>(x);
         else
@@ -153,7 +153,7 @@ class Pooling {
             joined_outputs = at_most(g.axis[0].outputs, 1 + kJoinedRow / row.outputs);
             joined_rows = (joined_outputs - 1) * g.axis[0].stride + g.axis[0].taps;
             joined = arena.template take<A>(joined_rows * row.outputs + slack);
-            buffer = arena.template take<A>(joined_rows * row.size + 4 * lanes<A>);
+            buffer = arena.template take<A>(joined_rows * row.size + 6 * lanes<A>);
         }
         if (g.axis[last].outputs > 0) whole_line = extent_of(g.axis[last], 0, g.axis[last].outputs);
         bytes = arena.used;

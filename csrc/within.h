@@ -191,7 +191,7 @@ POOLKIT_INLINE bool has_nan(const A* from, int64_t n) {
 }
 
 // The lifted inputs of an extent as one contiguous array of A in which no window is clipped, with
-// two vectors of slack. Sets `found` if there is a NaN, where that matters.
+// four vectors of slack. Sets `found` if there is a NaN, where that matters.
 template <class R, class A, class S>
 POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* buffer,
                                   bool& found) {
@@ -230,7 +230,7 @@ POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* b
 template <class A>
 int64_t windowed_room(const Axis& axis, int64_t outputs) {
     if (!axis.regular) return 0;
-    return outputs * axis.stride + 2 * axis.taps * axis.step + 4 * lanes<A>;
+    return outputs * axis.stride + 2 * axis.taps * axis.step + 6 * lanes<A>;
 }
 
 // Stride 1, any number of taps, at the cost of log2(taps): sums (or maxima) of 1, 2, 4, ...
@@ -301,6 +301,25 @@ POOLKIT_INLINE void each_vector(int64_t n, Body body) {
     if (i < n) body(n >= width ? n - width : 0);
 }
 
+// Taps 0 .. taps - 1 <= Stride - 1 of strides above 2: whole vectors are loaded and their lanes
+// picked, so the last window must be followed by Stride - taps readable elements.
+template <class R, class A, int Stride>
+POOLKIT_INLINE Vec<A> strided_at(const A* from, int64_t taps) {
+    Vec<A> v[Stride];
+    for (int m = 0; m < Stride; ++m) v[m] = load<A>(from + m * lanes<A>);
+    Vec<A> acc = every<A, Stride, 0>(v);
+    if (taps > 1) acc = R::merge(acc, every<A, Stride, 1>(v));
+    if (taps > 2) acc = R::merge(acc, every<A, Stride, 2>(v));
+    if constexpr (Stride > 3)
+        if (taps > 3) acc = R::merge(acc, every<A, Stride, 3>(v));
+    return acc;
+}
+
+// Whether `strided_at` serves.
+POOLKIT_INLINE bool picks_lanes(const Axis& axis) {
+    return (axis.stride == 3 || axis.stride == 4) && axis.step == 1 && axis.taps <= axis.stride;
+}
+
 // n windows none of which is clipped, from lifted values.
 template <class R, class A>
 POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out) {
@@ -318,6 +337,12 @@ POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out
         with_taps(axis.taps, [&](auto taps) {
             each_vector<A>(
                 n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, taps)); });
+        });
+    } else if (picks_lanes(axis)) {
+        const int64_t taps = axis.taps;
+        each_vector<A>(n, [&](int64_t i) {
+            store<A>(out + i, stride == 3 ? strided_at<R, A, 3>(from + 3 * i, taps)
+                                          : strided_at<R, A, 4>(from + 4 * i, taps));
         });
     } else {
         for (int64_t i = 0; i < n; ++i) out[i] = from[i * stride];
@@ -342,7 +367,8 @@ POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1
         // merged one by one, in the order of the vectors.
         const int64_t lo = o0 > axis.full_begin ? o0 : axis.full_begin,
                       hi = at_most(o1, axis.full_end);
-        if (!doubling && hi - lo >= lanes<A> && lo - o0 + o1 - hi <= 2) {
+        const bool overreads = picks_lanes(axis) && axis.taps < axis.stride;
+        if (!doubling && !overreads && hi - lo >= lanes<A> && lo - o0 + o1 - hi <= 2) {
             const auto one = [&](int64_t o) {
                 const A* at = line + axis.begin[o];
                 A acc = axis.count[o] ? at[0] : R::template identity<A>();
@@ -399,6 +425,11 @@ POOLKIT_INLINE void unclipped_positions(const Axis& axis, const S* from, int64_t
         if (axis.stride == 1) {
             best = load<A>(at);
             for (int64_t t = 1; t < axis.taps; ++t) offer(load<A>(at + t * axis.step), t);
+        } else if (axis.stride == 3) {
+            const Vec<A> v[3] = {load<A>(at), load<A>(at + lanes<A>), load<A>(at + 2 * lanes<A>)};
+            best = every<A, 3, 0>(v);
+            offer(every<A, 3, 1>(v), 1);
+            offer(every<A, 3, 2>(v), 2);
         } else {
             split(at);
             best = evens;
@@ -447,7 +478,9 @@ POOLKIT_ONCE void within_positions(const Axis& axis, const S* line, int64_t o0, 
         codes[o - o0] = code;
     };
     const bool pairs = axis.stride == 2 && step == 1 && axis.taps >= 2;
-    const bool vectors = axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs);
+    const bool triples = axis.stride == 3 && step == 1 && axis.taps == 3;
+    const bool vectors =
+        axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs || triples);
     const int64_t lo = vectors && axis.full_begin > o0 ? axis.full_begin : o0;
     const int64_t hi = vectors ? at_most(axis.full_end, o1) : o0;
     const int64_t n = hi - lo;

@@ -232,9 +232,7 @@ def test_a_window_in_the_padding_has_no_position(reduction: str, channels_last: 
     window = Sliding(2, padding=((2, 0),))
     x = np.zeros((1, 8, 8), dtype=np.float32)
     error = refusal(
-        lambda: poolkit.pool_with_indices(
-            x, window, reduction, ndim=1, channels_last=channels_last
-        )
+        lambda: poolkit.pool_with_indices(x, window, reduction, ndim=1, channels_last=channels_last)
     )
     name = reduction.capitalize()
     check_parts(

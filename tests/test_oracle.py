@@ -130,8 +130,10 @@ def special(kind: str, shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(len(kind))
     ordinary = rng.integers(-3, 4, shape).astype(np.float64)
     picked = rng.choice(np.array(SPECIAL[kind]), shape)
-    return picked if "zeros" in kind or "minus" in kind else np.where(
-        rng.random(shape) < 0.2, picked, ordinary
+    return (
+        picked
+        if "zeros" in kind or "minus" in kind
+        else np.where(rng.random(shape) < 0.2, picked, ordinary)
     )
 
 
@@ -477,9 +479,7 @@ def test_integer_sums_are_exact(dtype: str) -> None:
 
 def test_int64_sums_up_to_the_last_bit() -> None:
     x = np.array([[[2**62, 2**62 - 1, -(2**62), -(2**62)]]])
-    np.testing.assert_array_equal(
-        poolkit.pool(x, Sliding(2), "sum"), [[[2**63 - 1, -(2**63)]]]
-    )
+    np.testing.assert_array_equal(poolkit.pool(x, Sliding(2), "sum"), [[[2**63 - 1, -(2**63)]]])
 
 
 def test_int64_sums_that_do_not_fit() -> None:

@@ -97,9 +97,7 @@ def _merge_axis(
     return tuple(t[(*ahead, 0)] for t in taps)
 
 
-def _gather(
-    xp: Arrays, x: Array, axes: Sequence[Spans], trailing: int
-) -> tuple[Array, np.ndarray]:
+def _gather(xp: Arrays, x: Array, axes: Sequence[Spans], trailing: int) -> tuple[Array, np.ndarray]:
     """All values of each window on one last axis, and which of them are inside the input."""
     lead = x.ndim - trailing - len(axes)
     seen = np.ones((), dtype=bool)

@@ -289,10 +289,7 @@ class Explanation:
 
     def __str__(self) -> str:
         where = f" ({self.isa}, {self.threads} threads)" if self.path == "native" else ""
-        return (
-            f"{self.path}{where}: {self.why}; "
-            f"gives {self.output_dtype} {self.output_shape}"
-        )
+        return f"{self.path}{where}: {self.why}; gives {self.output_dtype} {self.output_shape}"
 
 
 def explain(

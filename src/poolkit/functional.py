@@ -227,10 +227,6 @@ def max_pool3d(
     return_indices: bool = False,
 ) -> Any:
     """`max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    if not return_indices:
-        pooled = small_max(3, input, kernel_size, stride, padding, dilation, ceil_mode)
-        if pooled is not None:
-            return pooled
     window = _sliding(input, MAX, 3, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(3, input, window, MAX, return_indices)
 

@@ -126,9 +126,7 @@ def native_kernel(
     if isinstance(reduction, Mean):
         if DTYPES[result].kind == "int":
             return None  # the kernels of integers have a sum, and a mean that is floating
-        divisors = [
-            span.padded if reduction.count_include_pad else span.count for span in axes
-        ]
+        divisors = [span.padded if reduction.count_include_pad else span.count for span in axes]
         if reduction.divisor is not None:
             divisors = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
             divisors[0] = divisors[0] * int(reduction.divisor)
@@ -148,5 +146,3 @@ def native_kernel(
         [np.ascontiguousarray(d, dtype=np.int64) for d in divisors],
     )
     return NativeKernel(plan)
-
-

@@ -79,9 +79,7 @@ class Plan:
 
 
 @lru_cache(maxsize=2048)
-def plan_for(
-    window: Window, reduction: Reduction, shape: tuple[int, ...], dtype_name: str
-) -> Plan:
+def plan_for(window: Window, reduction: Reduction, shape: tuple[int, ...], dtype_name: str) -> Plan:
     """The plan of a window that has a single grid.
 
     Raises:

@@ -43,8 +43,10 @@ def sliding_positions(
         last = start + (kernel - 1) * dilation
         complete = last < size + after
         begins_inside = start < size
-        kept = ceil_mode and begins_inside and start - stride + (kernel - 1) * dilation + 1 < (
-            size + after
+        kept = (
+            ceil_mode
+            and begins_inside
+            and start - stride + (kernel - 1) * dilation + 1 < (size + after)
         )
         if not complete and not kept:
             return windows

@@ -7,6 +7,7 @@ result. Every backward is itself differentiable.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     if is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
     return super(torch.autograd.Function, function).apply(*inputs)
+
+
+def _differentiable(function: type[torch.autograd.Function], op: Any) -> Any:
+    """Within a backward: the operator alone, unless its gradient will be asked for."""
+    return partial(apply, function) if torch.is_grad_enabled() else op
 
 
 class SumPool(torch.autograd.Function):
@@ -40,7 +46,8 @@ class SumPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return apply(Spread, grad, ctx.window, ctx.reduction, ctx.spatial), None, None, None
+        run = _differentiable(Spread, torch.ops.poolkit.spread.default)
+        return run(grad, ctx.window, ctx.reduction, ctx.spatial), None, None, None
 
 
 class Spread(torch.autograd.Function):
@@ -81,7 +88,8 @@ class PickPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (codes,) = ctx.saved_tensors
-        return apply(Scatter, grad, codes, ctx.window, ctx.spatial), None, None, None
+        run = _differentiable(Scatter, torch.ops.poolkit.scatter.default)
+        return run(grad, codes, ctx.window, ctx.spatial), None, None, None
 
 
 class Scatter(torch.autograd.Function):

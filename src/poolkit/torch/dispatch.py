@@ -33,7 +33,8 @@ from .autograd import CompositePool, LpPool, PickPool, SumPool, apply
 
 __all__ = ["pool", "pool_with_indices", "route", "small_max"]
 
-# Below this many elements a max goes to aten, whose overhead per call is smaller than ours.
+# Below this many elements a max goes to aten, whose overhead per call is smaller than ours. In one
+# and two dimensions only: in three, autocast makes aten's result float32.
 TINY = 2048
 
 
@@ -170,13 +171,14 @@ def _aten_takes(x: Tensor, axes: int) -> bool:
     return axes + 1 <= x.ndim <= axes + 2 and x.dtype.is_floating_point
 
 
-def _is_tiny(x: Tensor) -> bool:
+def _is_tiny(x: Tensor, axes: int) -> bool:
     """Whether the overhead of a call decides. Symbolic sizes are not asked, only plain tensors.
 
     Half types go native when they train: aten adds their gradients up in the half type.
     """
     return (
-        type(x) is Tensor
+        axes < 3
+        and type(x) is Tensor
         and 0 < x.numel() < TINY
         and (not x.requires_grad or x.dtype.itemsize > 2)
     )
@@ -243,7 +245,7 @@ def route(x: Tensor, window: Window, reduction: Reduction, plan: Plan) -> tuple[
     if _has_kernels(x) and forward_ad._current_level >= 0:
         return "composite", "forward-mode derivatives come from whole-array operations", threads
     if _has_kernels(x) and plan.native is not None:
-        if call.kind == "pick" and has_aten and _is_tiny(x):
+        if call.kind == "pick" and has_aten and _is_tiny(x, axes):
             return "aten", f"under {TINY} elements the overhead of a call decides", threads
         return "native", plan.why, threads
     if not _has_kernels(x) and has_aten:
@@ -277,7 +279,7 @@ def _pool(x: Tensor, call: Call) -> Tensor:
     if kind == "composite":
         return _composite(x, call)
     if kind == "pick":
-        if aten is not None and not is_compiling() and _is_tiny(x) and _aten_takes(x, axes):
+        if aten is not None and not is_compiling() and _is_tiny(x, axes) and _aten_takes(x, axes):
             ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)  # for its errors
             return aten(x)
         if _differentiates(x):

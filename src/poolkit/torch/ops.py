@@ -19,7 +19,8 @@ number may be in front.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -106,10 +107,21 @@ def _pool_composite(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor
     return laid_out_like(x, composite(x, plan.axes, plan.reduction), ndim)
 
 
+@contextmanager
+def _differentiating() -> Iterator[None]:
+    """Autograd inside an operator, whoever calls it: compiled programs turn it off around them."""
+    key, excluded = torch._C.DispatchKey, torch._C._dispatch_tls_local_exclude_set()
+    for name in (key.AutogradFunctionality, key.AutogradOther, key.AutogradNestedTensor):
+        excluded = excluded.remove(name)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
+
+
 @torch.library.impl(_library, "pool_backward", "CompositeExplicitAutograd")
 def _pool_backward(grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
-    with torch.enable_grad():
+    with _differentiating():
         leaf = x.detach().requires_grad_()
         pooled = composite(leaf, plan.axes, plan.reduction)
         (gradient,) = torch.autograd.grad(pooled, leaf, grad)
