@@ -198,7 +198,7 @@ struct SumPower : Adding {
     }
     template <class T>
     static POOLKIT_INLINE T finish(T x, double p) {
-        return x > T(0) ? power(x, 1.0 / p) : x;
+        return x > T(0) ? power(x, 1.0 / p) : x + T(0);
     }
 };
 

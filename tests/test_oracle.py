@@ -342,6 +342,17 @@ def test_layouts_in_memory(reduction: Reduction, dtype: str) -> None:
             np.testing.assert_array_equal(last, plain, name)
 
 
+def test_subclasses_of_arrays_are_arrays() -> None:
+    class Named(np.ndarray):
+        """An array with ways of its own, as a memory-mapped file or a matrix is."""
+
+    x = values(2, "signed").astype(np.float32)
+    for reduction in REDUCTIONS:
+        got = poolkit.pool(x.view(Named), Sliding(2), reduction)
+        assert type(got) is np.ndarray
+        np.testing.assert_array_equal(got, poolkit.pool(x, Sliding(2), reduction))
+
+
 def test_the_input_is_not_written_to() -> None:
     x = values(2, "signed").astype(np.float32)
     before = x.copy()

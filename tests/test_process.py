@@ -179,7 +179,7 @@ def test_python_threads_pool_at_once() -> None:
 # --- forks ---------------------------------------------------------------------------------------
 
 FORKED = """
-import os, sys
+import os, signal
 import numpy as np
 import poolkit
 {imports}
@@ -194,6 +194,7 @@ def work():
 want = [numpy_of(result) for result in work()]  # a parallel region of two threads
 child = os.fork()
 if child == 0:
+    signal.alarm(60)  # ends it if it hangs
     for got, right in zip(work(), want):
         if not (numpy_of(got) == right).all():
             os._exit(3)

@@ -175,8 +175,11 @@ def _check_numpy(x: Any) -> None:
 
 def _checked_numpy(x: Any) -> np.ndarray:
     _check_numpy(x)
+    x = np.asarray(x)  # a subclass may compute in ways of its own
+    if x.flags.c_contiguous and x.flags.aligned:
+        return x
     # Views of records or of bytes may lie between the addresses that their elements need.
-    return np.require(x, requirements="CA")
+    return np.require(x, requirements=["C", "A"])
 
 
 def _pool_numpy(
@@ -326,6 +329,8 @@ def explain(
             path, why, threads = dispatch.route(x, window, reduction, plans[0])
         native = plans[0].native
         saved = native.position_bytes if native and isinstance(reduction, (Max, Min)) else 0
+        if path == "aten" and saved:
+            saved = 8
         return Explanation(
             path, why, tuple(shape), plans[0].result, saved, kernels.info()["isa"], threads
         )

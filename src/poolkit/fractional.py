@@ -80,7 +80,7 @@ def _torch(
         samples = torch.rand(
             batch, input.shape[-ndim - 1], ndim, dtype=input.dtype, device=input.device
         )
-    pool = torch.ops.aten.fractional_max_pool2d if ndim == 2 else torch.ops.aten.fractional_max_pool3d
+    pool = getattr(torch.ops.aten, f"fractional_max_pool{ndim}d")
     try:
         values, indices = pool(input, list(kernel), list(size), samples)
     except RuntimeError as error:

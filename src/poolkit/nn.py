@@ -289,9 +289,11 @@ class _Fractional(_Named):
         _random_samples: Array | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size = kernel_size
-        self.output_size = output_size
-        self.output_ratio = output_ratio
+        ndim = self.ndim
+        self.kernel_size = _entries(kernel_size, ndim)
+        self.output_size = _entries(output_size, ndim)
+        ratios = (output_ratio,) * ndim if isinstance(output_ratio, float) else output_ratio
+        self.output_ratio = ratios
         self.return_indices = return_indices
         self.register_buffer("_random_samples", _random_samples)
 
@@ -314,7 +316,12 @@ def _thin(name: str, base: type[_Named], function: str) -> type[Any]:
         f"The module of `poolkit.{function}`; constructor and repr are those of "
         f"``torch.nn.{name}``." if hasattr(nn, name) else f"The module of `poolkit.{function}`."
     )
-    members = {"function": staticmethod(bound), "ndim": ndim, "__doc__": documentation, "__module__": __name__}
+    members = {
+        "function": staticmethod(bound),
+        "ndim": ndim,
+        "__doc__": documentation,
+        "__module__": __name__,
+    }
     return type(name, (base,), members)
 
 

@@ -43,7 +43,7 @@ def parameters_of(made: type) -> tuple[tuple[str, bool, Any], ...]:
     """`Recipe.parameters` of a dataclass."""
     return tuple(
         (field.name, field.default is MISSING, None if field.default is MISSING else field.default)
-        for field in fields(made)  # type: ignore[arg-type]
+        for field in fields(made)
     )
 
 

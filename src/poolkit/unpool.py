@@ -116,7 +116,7 @@ def _unpool_numpy(ndim: int, input: Array, indices: Array, size: tuple[int, ...]
     positions = math.prod(size)
     flat_values = input.reshape((*lead, -1))
     flat_indices = indices.reshape((*lead, -1))
-    if flat_indices.size and not (0 <= flat_indices.min() and flat_indices.max() < positions):
+    if flat_indices.size and (flat_indices.min() < 0 or flat_indices.max() >= positions):
         raise _outside(size)
     out = np.zeros((*lead, positions), dtype=input.dtype)
     np.put_along_axis(out, flat_indices, flat_values, axis=-1)

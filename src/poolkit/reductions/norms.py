@@ -51,7 +51,7 @@ class Lp(Additive):
 
     @property
     def kernel(self) -> Kernel:
-        name = {1: "sum_abs", 2: "sum_square"}.get(self.p, "sum_power")
+        name = "sum_abs" if self.p == 1 else "sum_square" if self.p == 2 else "sum_power"
         return Kernel(name, exponent=float(self.p))
 
     def working_dtype(self, dtype: DType) -> str:

@@ -22,7 +22,7 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     neither a compiler nor a transform of torch.func is about."""
     if is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
-    return super(torch.autograd.Function, function).apply(*inputs)
+    return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]
 
 
 def _differentiable(function: type[torch.autograd.Function], op: Any) -> Any:

@@ -313,7 +313,8 @@ def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
 def _pool_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, int]:
-    return torch.ops.poolkit.pool.default(_to_front(x, axes[0], info.batch_size), window, reduction, ndim), 0
+    x = _to_front(x, axes[0], info.batch_size)
+    return torch.ops.poolkit.pool.default(x, window, reduction, ndim), 0
 
 
 @torch.library.register_vmap("poolkit::pool_positions", lib=_library)

@@ -80,7 +80,7 @@ class Sliding(Window):
 
     @property
     def ndim(self) -> int | None:
-        return self._ndim  # type: ignore[attr-defined,no-any-return]
+        return self._ndim  # type: ignore[attr-defined]
 
     def _has_pairs(self) -> bool:
         """Whether the padding is written as (before, after) for each axis."""
