@@ -16,11 +16,29 @@ struct StridedLines {
     const S* base;
     int64_t stride;
     POOLKIT_INLINE const S* operator[](int64_t i) const { return base + i * stride; }
+    template <class A>
+    POOLKIT_INLINE Vec<A> at(int64_t i, int64_t j) const {
+        return load<A>(base + i * stride + j);
+    }
 };
 template <class S>
 struct ListedLines {
     const S* const* lines;
     POOLKIT_INLINE const S* operator[](int64_t i) const { return lines[i]; }
+    template <class A>
+    POOLKIT_INLINE Vec<A> at(int64_t i, int64_t j) const {
+        return load<A>(lines[i] + j);
+    }
+};
+// Lines of fewer columns than lanes, with nothing readable behind them.
+template <class Lines>
+struct ShortLines {
+    const Lines& lines;
+    int64_t columns;
+    template <class A>
+    POOLKIT_INLINE Vec<A> at(int64_t i, int64_t) const {
+        return load_first<A>(lines[i], columns, Vec<A>{});
+    }
 };
 
 // Lines [lo, hi) merged at column j, U vectors wide. Lifts on load where the lines are input.
@@ -30,14 +48,13 @@ POOLKIT_INLINE void merge_chain(const Lines& lines, int64_t lo, int64_t hi, int6
     constexpr int n = lanes<A>;
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
-        const Vec<A> v = load<A>(lines[lo] + j + u * n);
+        const Vec<A> v = lines.template at<A>(lo, j + u * n);
         acc[u] = Lift ? R::lift(v, p) : v;
     }
     for (int64_t i = lo + 1; i < hi; ++i) {
-        const auto* line = lines[i] + j;
 #pragma GCC unroll 4
         for (int u = 0; u < U; ++u) {
-            const Vec<A> v = load<A>(line + u * n);
+            const Vec<A> v = lines.template at<A>(i, j + u * n);
             acc[u] = R::merge(acc[u], Lift ? R::lift(v, p) : v);
         }
     }
@@ -69,20 +86,6 @@ POOLKIT_INLINE void merge_columns(const Lines& lines, int64_t count, int64_t j, 
     for (int u = 0; u < U; ++u) store<A>(out + j + u * lanes<A>, acc[u]);
 }
 
-// One column, merged in the order of merge_tree.
-template <class R, class A, class Lines>
-A merge_one(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p) {
-    if (R::idempotent || hi - lo <= kChain) {
-        A acc = R::lift(static_cast<A>(widen(lines[lo][j])), p);
-        for (int64_t i = lo + 1; i < hi; ++i)
-            acc = R::merge(acc, R::lift(static_cast<A>(widen(lines[i][j])), p));
-        return acc;
-    }
-    const int64_t middle = lo + round_up((hi - lo) / 2, kChain);
-    const A first = merge_one<R, A>(lines, lo, middle, j, p);
-    return R::merge(first, merge_one<R, A>(lines, middle, hi, j, p));
-}
-
 // out[j] = lines[0][j] merged with lines[1][j], ...; n columns. Exactly n elements are touched.
 template <class R, class A, bool Lift, class S, template <class> class Lines>
 POOLKIT_ONCE void across(const Lines<S>& lines, int64_t count, int64_t n, double p, A* out) {
@@ -102,13 +105,12 @@ POOLKIT_ONCE void across(const Lines<S>& lines, int64_t count, int64_t n, double
         }
     });
     if (j == n) return;
-    if constexpr (!Lift) {  // states: there is slack behind every line
-        Vec<A> acc[1];
+    Vec<A> acc[1];
+    if constexpr (Lift)
+        merge_tree<R, A, Lift, 1>(ShortLines<Lines<S>>{lines, n}, 0, count, 0, p, acc);
+    else  // states: there is slack behind every line
         merge_tree<R, A, Lift, 1>(lines, 0, count, 0, p, acc);
-        store_first<A>(out, acc[0], n);
-    } else {
-        for (; j < n; ++j) out[j] = merge_one<R, A>(lines, 0, count, j, p);
-    }
+    store_first<A>(out, acc[0], n);
 }
 
 // The same with positions. Line i adds i * radix to the codes it brings; without codes they are 0.

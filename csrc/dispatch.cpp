@@ -141,6 +141,17 @@ bool has_kernel(const std::string& reduction, const std::string& dtype, const st
 
 namespace {
 
+// Whether no input is seen by two outputs, as far as the order of the windows shows it.
+bool disjoint(const AxisSpec& spec) {
+    int64_t end = 0;
+    for (size_t o = 0; o < spec.begin.size(); ++o) {
+        if (spec.count[o] == 0) continue;
+        if (spec.begin[o] < end) return false;
+        end = spec.begin[o] + (spec.count[o] - 1) * spec.step + 1;
+    }
+    return true;
+}
+
 template <class OwnedAxis>
 void transpose(OwnedAxis& axis) {
     const AxisSpec& spec = axis.spec;
@@ -174,17 +185,12 @@ Geometry view_of(std::vector<OwnedAxis>& axes, double exponent) {
         to.count = from.spec.count.data();
         to.step = from.spec.step;
         to.taps = 0;
-        to.disjoint = true;
         for (int64_t o = 0; o < to.outputs; ++o) to.taps = std::max(to.taps, to.count[o]);
-        for (int64_t i = 0; i < to.size; ++i)
-            to.disjoint = to.disjoint && from.transposed_count[i] <= 1;
+        to.disjoint = disjoint(from.spec);
         const auto& divisor = from.spec.divisor;
         to.divisor = divisor.empty() ? nullptr : divisor.data();
         to.divisor_uniform = std::all_of(divisor.begin(), divisor.end(),
                                          [&](double d) { return d == divisor.front(); });
-        to.transposed_begin = from.transposed_begin.data();
-        to.transposed_count = from.transposed_count.data();
-        to.transposed_step = from.transposed_step;
         recognise(to);
         g.positions *= std::max<int64_t>(to.taps, 1);
     }
@@ -221,18 +227,20 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         }
         if (!spec.divisor.empty() && spec.divisor.size() != spec.begin.size())
             throw std::invalid_argument("one divisor for each output");
-        OwnedAxis owned{std::move(spec), {}, {}, 1};
-        transpose(owned);
-        owned_.push_back(std::move(owned));
+        owned_.push_back(OwnedAxis{std::move(spec), {}, {}, 1});
     }
     geometry_ = view_of(owned_, exponent);
 
-    // The same work on fewer axes: a leading axis that changes nothing is more of what is in
-    // front, and neighbouring axes with one window each over all of them are one axis.
+    // The same work on fewer axes: a first or last axis that changes nothing is more of what is in
+    // front or behind, and neighbouring axes with one window each over all of them are one axis.
     simplified_ = owned_;
     while (simplified_.size() > 1 && changes_nothing(simplified_.front().spec)) {
         outer_scale_ *= simplified_.front().spec.size;
         simplified_.erase(simplified_.begin());
+    }
+    while (simplified_.size() > 1 && changes_nothing(simplified_.back().spec)) {
+        inner_scale_ *= simplified_.back().spec.size;
+        simplified_.pop_back();
     }
     for (size_t a = 0; a + 1 < simplified_.size();) {
         AxisSpec& first = simplified_[a].spec;
@@ -244,7 +252,6 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         first.size *= second.size;
         first.count[0] = first.size;
         if (!first.divisor.empty()) first.divisor[0] *= second.divisor[0];
-        transpose(simplified_[a]);
         simplified_.erase(simplified_.begin() + a + 1);
     }
     simple_ = view_of(simplified_, exponent);
@@ -268,12 +275,15 @@ void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int
     const Kernel* kernel = find_kernel(table(), reduction_, dtype_, result_);
     if (!kernel || (positions && !kernel->forward_positions))
         throw std::invalid_argument("no such kernel");
-    const int64_t slabs = outer * outer_scale_;
+    if (positions && geometry_.positions > kMaxPositions)
+        throw std::invalid_argument("a window of more than 2^32 positions has no position codes");
+    const int64_t slabs = outer * outer_scale_, bytes = bytes_moved(outer, inner);
+    inner *= inner_scale_;
     if (slabs == 0 || inner == 0) return;
     for (const OwnedAxis& axis : owned_)
         if (axis.spec.begin.empty()) return;
     const auto run = positions ? kernel->forward_positions : kernel->forward;
-    parallel_for(kernel->count_tasks(simple_, slabs, inner), threads, bytes_moved(outer, inner),
+    parallel_for(kernel->count_tasks(simple_, slabs, inner), threads, bytes,
                  kernel->scratch_bytes(simple_, inner, positions != nullptr),
                  [&](int64_t first, int64_t last, void* scratch) {
                      run(simple_, Part{x, out, positions, slabs, inner, first, last, scratch});
@@ -288,6 +298,15 @@ void Plan::scatter(const void* grad, const void* positions, void* out, int64_t o
         if (from.scatters[i].dtype && dtype_ == from.scatters[i].dtype) kernel = &from.scatters[i];
     if (!kernel) throw std::invalid_argument("no such kernel");
     if (outer == 0 || inner == 0) return;
+    std::call_once(transposed_, [this] {
+        for (int a = 0; a < geometry_.axes; ++a) {
+            OwnedAxis& axis = owned_[a];
+            transpose(axis);
+            geometry_.axis[a].transposed_begin = axis.transposed_begin.data();
+            geometry_.axis[a].transposed_count = axis.transposed_count.data();
+            geometry_.axis[a].transposed_step = axis.transposed_step;
+        }
+    });
     parallel_for(kernel->count_tasks(geometry_, outer, inner), threads, bytes_moved(outer, inner),
                  kernel->scratch_bytes(geometry_, inner),
                  [&](int64_t first, int64_t last, void* scratch) {
@@ -303,17 +322,19 @@ void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t i
     for (int a = 0; a < g.axes; ++a) results *= g.axis[a].outputs;
     if (outer * inner * results == 0) return;
     const int bytes = position_bytes();
-    // Codes are few: what each adds to the window's first position is looked up.
-    std::vector<int64_t> offset(static_cast<size_t>(g.positions));
-    for (int64_t code = 0; code < g.positions; ++code) {
-        int64_t rest = code, scale = 1, flat = 0;
+    const auto offset_of = [&g](int64_t code) {
+        int64_t scale = 1, flat = 0;
         for (int a = g.axes - 1; a >= 0; --a) {
-            flat += rest % g.axis[a].taps * g.axis[a].step * scale;
-            rest /= g.axis[a].taps;
+            flat += code % g.axis[a].taps * g.axis[a].step * scale;
+            code /= g.axis[a].taps;
             scale *= g.axis[a].size;
         }
-        offset[code] = flat;
-    }
+        return flat;
+    };
+    // Codes are mostly few: what each adds to the window's first position is looked up.
+    std::vector<int64_t> offset(g.positions <= 65536 ? g.positions : 0);
+    for (size_t code = 0; code < offset.size(); ++code)
+        offset[code] = offset_of(static_cast<int64_t>(code));
     const int64_t columns = g.axis[g.axes - 1].outputs, rows = results / columns;
     parallel_for(outer * rows, threads, outer * inner * results * 9, 0,
                  [&](int64_t first, int64_t last, void*) {
@@ -329,7 +350,8 @@ void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t i
                              const int64_t to = (row * columns + column) * inner;
                              const auto write = [&](const auto* codes) {
                                  for (int64_t c = 0; c < inner; ++c)
-                                     out[to + c] = at + offset[codes[to + c]];
+                                     out[to + c] = at + (offset.empty() ? offset_of(codes[to + c])
+                                                                        : offset[codes[to + c]]);
                              };
                              if (bytes == 1)
                                  write(static_cast<const uint8_t*>(positions));

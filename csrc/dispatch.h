@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ struct AxisSpec {
 // The geometry of one window over one spatial shape, and the kernel's name.
 class Plan {
   public:
+    static constexpr int64_t kMaxPositions = int64_t{1} << 32;
+
     Plan(std::string reduction, std::string dtype, std::string result, double exponent,
          std::vector<AxisSpec> axes);
     Plan(const Plan&) = delete;
@@ -49,10 +52,13 @@ class Plan {
     int64_t bytes_moved(int64_t outer, int64_t inner) const;
 
     std::string reduction_, dtype_, result_;
-    std::vector<OwnedAxis> owned_;       // as given
+    mutable std::vector<OwnedAxis>
+        owned_;  // as given; transposed when the gradient is first asked for
     std::vector<OwnedAxis> simplified_;  // the same with trivial axes removed
-    Geometry geometry_, simple_;
-    int64_t outer_scale_ = 1;  // outputs of removed leading axes
+    mutable Geometry geometry_;
+    mutable std::once_flag transposed_;
+    Geometry simple_;
+    int64_t outer_scale_ = 1, inner_scale_ = 1;  // elements of the axes removed in front and behind
     int64_t element_bytes_;
 };
 

@@ -243,6 +243,26 @@ POOLKIT_INLINE bool any(M mask) {
     return joined != 0;
 }
 
+// Remembers whether any value shown was a NaN.
+template <class A>
+struct NaNWatch {
+#if defined(__AVX512F__)
+    // Masks stay in mask registers: as vectors each would cost a conversion.
+    uint32_t seen = 0;
+    POOLKIT_INLINE void show(Vec<A> a, Vec<A> b) {
+        if constexpr (same<A, float>)
+            seen |= _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q);
+        else if constexpr (same<A, double>)
+            seen |= _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_UNORD_Q);
+    }
+    POOLKIT_INLINE bool found() const { return seen != 0; }
+#else
+    decltype(Vec<A>{} != Vec<A>{}) seen{};
+    POOLKIT_INLINE void show(Vec<A> a, Vec<A> b) { seen |= (a != a) | (b != b); }
+    POOLKIT_INLINE bool found() const { return any(seen); }
+#endif
+};
+
 // --- shuffles -----------------------------------------------------------------------------------
 
 template <int... I>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <omp.h>
+#include <pthread.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -36,13 +37,17 @@ inline thread_local Scratch thread_scratch;
 // parallel region of two waiting threads starts in 1 to 3 us, in which one thread moves 64 KB.
 constexpr int64_t kParallelBytes = 128 * 1024;
 
+// The threads of a parent do not exist in a child that it forks; OpenMP would wait for them.
+inline bool forked = false;
+inline const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
 // Calls body(first, last, scratch) on even shares of [0, tasks).
 //
 // One thread enters no parallel region: a child forked after one would hang in its next.
 template <class Body>
 void parallel_for(int64_t tasks, int threads, int64_t bytes, int64_t scratch, const Body& body) {
     if (tasks < threads) threads = static_cast<int>(tasks);
-    if (threads <= 1 || bytes < kParallelBytes) {
+    if (threads <= 1 || forked || bytes < kParallelBytes) {
         body(int64_t{0}, tasks, thread_scratch.get(scratch));
         return;
     }

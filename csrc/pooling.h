@@ -75,6 +75,7 @@ Walk walk_of(const Geometry& g, int64_t inner) {
         return last.outputs == 1 && last.step == 1 && last.taps > 8 ? Walk::spans : Walk::lines;
     if (g.axes == 1 && last.outputs == 1) return Walk::columns;
     if (inner == 1) return Walk::ring;
+    if (g.axes == 1) return Walk::direct;  // nothing to keep in a ring
     bool disjoint = true;
     for (int a = 0; a < g.axes; ++a) disjoint = disjoint && g.axis[a].disjoint;
     if (g.positions <= kDirectTaps || (disjoint && g.positions <= kMaxDirectTaps))
@@ -148,7 +149,8 @@ class Pooling {
         joins = walk == Walk::ring && !Positions && inner == 1 && g.axes == 2 && row.regular &&
                 row.offset == 0 && row.full_end == row.outputs &&
                 row.stride * row.outputs == row.size && (row.taps - 1) * row.step < row.stride &&
-                g.axis[0].regular && g.axis[0].step == 1 && row.outputs <= kJoinedRow;
+                g.axis[0].regular && g.axis[0].step == 1 && row.outputs <= kJoinedRow &&
+                row.taps <= kLongSpan;
         if (joins) {
             joined_outputs = at_most(g.axis[0].outputs, 1 + kJoinedRow / row.outputs);
             joined_rows = (joined_outputs - 1) * g.axis[0].stride + g.axis[0].taps;
@@ -484,38 +486,39 @@ void forward_wide_positions(const Geometry& g, const Part& part) {
     S* out = static_cast<S*>(part.out);
     int64_t plane = 1, results = 1;
     for (int a = 0; a < g.axes; ++a) plane *= g.axis[a].size, results *= g.axis[a].outputs;
-    const int64_t slabs = results / (g.axis[0].outputs ? g.axis[0].outputs : 1);
-    for (int64_t task = part.first; task < part.last; ++task) {
-        const int64_t outer = task / g.axis[0].outputs, o0 = task % g.axis[0].outputs;
-        for (int64_t r = 0; r < slabs; ++r)
-            for (int64_t c = 0; c < part.inner; ++c) {
-                int64_t o[kMaxAxes] = {o0, 0, 0};
-                for (int64_t a = g.axes - 1, rest = r; a > 0; --a) {
-                    o[a] = rest % g.axis[a].outputs;
-                    rest /= g.axis[a].outputs;
-                }
-                A best = R::template identity<A>();
-                int64_t best_code = -1;
-                for (int64_t code = 0; code < g.positions; ++code) {
-                    int64_t at = 0, rest = code, scale = 1;
-                    bool inside = true;
-                    for (int a = g.axes - 1; a >= 0; --a) {
-                        const Axis& axis = g.axis[a];
-                        const int64_t t = rest % axis.taps;
-                        rest /= axis.taps;
-                        inside = inside && t < axis.count[o[a]];
-                        at += (axis.begin[o[a]] + t * axis.step) * scale;
-                        scale *= axis.size;
-                    }
-                    if (!inside) continue;
-                    const A v = static_cast<A>(widen(x[(outer * plane + at) * part.inner + c]));
-                    if (best_code < 0 || R::replaces(best, v)) best = v, best_code = code;
-                }
-                const int64_t to = (outer * results + o0 * slabs + r) * part.inner + c;
-                const int64_t code = best_code;
-                out[to] = narrow<S>(best);
-                store_codes(&code, 1, g.positions, to, part.positions);
+    // Tasks are counted for another walk: each is an even share of the results.
+    const int64_t tasks = count_tasks(g, part.outer, part.inner);
+    const int64_t all = part.outer * results * part.inner;
+    const auto share = [&](int64_t task) {
+        return all / tasks * task + all % tasks * task / tasks;
+    };
+    for (int64_t item = share(part.first); item < share(part.last); ++item) {
+        const int64_t column = item % part.inner, outer = item / part.inner / results;
+        int64_t o[kMaxAxes] = {};
+        for (int64_t a = g.axes - 1, rest = item / part.inner % results; a >= 0; --a) {
+            o[a] = rest % g.axis[a].outputs;
+            rest /= g.axis[a].outputs;
+        }
+        A best = R::template identity<A>();
+        int64_t best_code = -1;
+        for (int64_t code = 0; code < g.positions; ++code) {
+            int64_t at = 0, rest = code, scale = 1;
+            bool inside = true;
+            for (int a = g.axes - 1; a >= 0; --a) {
+                const Axis& axis = g.axis[a];
+                const int64_t t = rest % axis.taps;
+                rest /= axis.taps;
+                inside = inside && t < axis.count[o[a]];
+                at += (axis.begin[o[a]] + t * axis.step) * scale;
+                scale *= axis.size;
             }
+            if (!inside) continue;
+            const A v = static_cast<A>(widen(x[(outer * plane + at) * part.inner + column]));
+            if (best_code < 0 || R::replaces(best, v)) best = v, best_code = code;
+        }
+        const int64_t code = best_code;
+        out[item] = narrow<S>(best);
+        store_codes(&code, 1, g.positions, item, part.positions);
     }
 }
 

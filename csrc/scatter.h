@@ -163,17 +163,18 @@ class Scattering {
                     return (tap == broadcast<C>(static_cast<C>(t))) ? g16 : Vec<A>{};
                 };
                 if (axis.stride == 1) {
-                    for (int64_t t = 0; t < axis.taps; ++t)
+                    for (int64_t t = axis.taps - 1; t >= 0; --t)
                         store<A>(at + t * axis.step, load<A>(at + t * axis.step) + share(t));
                 } else {
                     const auto add_pair = [&](A* to, Vec<A> a, Vec<A> b) {
                         store<A>(to, load<A>(to) + zip_first<A>(a, b));
                         store<A>(to + lanes<A>, load<A>(to + lanes<A>) + zip_second<A>(a, b));
                     };
-                    int64_t t = 0;
-                    for (; t + 2 <= axis.taps; t += 2) add_pair(at + t, share(t), share(t + 1));
-                    // A last tap without a partner is paired with the one before, which gets 0.
-                    if (t < axis.taps) add_pair(at + t - 1, Vec<A>{}, share(t));
+                    // Last taps first, so that shares are added in ascending order of outputs. One
+                    // without a partner is paired with the tap before, which gets 0.
+                    int64_t t = axis.taps;
+                    if (t % 2) --t, add_pair(at + t - 1, Vec<A>{}, share(t));
+                    for (t -= 2; t >= 0; t -= 2) add_pair(at + t, share(t), share(t + 1));
                 }
             }
         }

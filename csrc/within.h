@@ -111,6 +111,11 @@ template <class R, class A, class S>
 POOLKIT_ONCE A fold_span(const S* from, int64_t n, int64_t step, double p) {
     if (n == 0) return R::template identity<A>();
     if (step != 1 || n <= 8) {
+        if (!R::idempotent && n > kChain) {
+            const int64_t middle = round_up(n / 2, kChain);
+            const A first = fold_span<R, A>(from, middle, step, p);
+            return R::merge(first, fold_span<R, A>(from + middle * step, n - middle, step, p));
+        }
         A acc = R::lift(static_cast<A>(widen(from[0])), p);
         for (int64_t i = 1; i < n; ++i)
             acc = R::merge(acc, R::lift(static_cast<A>(widen(from[i * step])), p));
@@ -148,6 +153,7 @@ int64_t find_in_span(const S* from, int64_t n, int64_t step, A value) {
 // which `before` lie in front of the line and `inside` on it.
 struct Extent {
     int64_t start, reach, before, inside;
+    int64_t slack;  // vectors that loads for the last outputs may run beyond the reach
 };
 
 POOLKIT_INLINE Extent extent_of(const Axis& axis, int64_t o0, int64_t o1) {
@@ -157,6 +163,7 @@ POOLKIT_INLINE Extent extent_of(const Axis& axis, int64_t o0, int64_t o1) {
     e.before = e.start < 0 ? at_most(-e.start, e.reach) : 0;
     const int64_t inside = at_most(axis.size - e.start, e.reach) - e.before;
     e.inside = inside > 0 ? inside : 0;
+    e.slack = at_most<int64_t>(axis.stride, 4);
     return e;
 }
 
@@ -166,45 +173,41 @@ constexpr bool scans = R::positions && is_float<S>;
 template <class R, class S>
 using Quick = typename Choose<scans<R, S>, NoNaN<R>, R>::type;
 
-template <class A>
-POOLKIT_INLINE auto unordered(Vec<A> a, Vec<A> b) {
-    return (a != a) | (b != b);
-}
-
 // Whether there is a NaN among n values.
 template <class A>
 POOLKIT_INLINE bool has_nan(const A* from, int64_t n) {
     constexpr int64_t width = lanes<A>;
+    NaNWatch<A> watch;
     if (n < width) {
         const Vec<A> v = load_first<A>(from, n, Vec<A>{});
-        return any(v != v);
+        watch.show(v, v);
+        return watch.found();
     }
-    auto found = Vec<A>{} != Vec<A>{};
     int64_t i = 0;
     for (; i + 2 * width <= n; i += 2 * width)
-        found |= unordered<A>(load<A>(from + i), load<A>(from + i + width));
+        watch.show(load<A>(from + i), load<A>(from + i + width));
     if (i < n) {
         const int64_t last = n - width;
-        found |= unordered<A>(load<A>(from + at_most(i, last)), load<A>(from + last));
+        watch.show(load<A>(from + at_most(i, last)), load<A>(from + last));
     }
-    return any(found);
+    return watch.found();
 }
 
 // The lifted inputs of an extent as one contiguous array of A in which no window is clipped, with
-// four vectors of slack. Sets `found` if there is a NaN, where that matters.
+// its slack. Sets `found` if there is a NaN, where that matters.
 template <class R, class A, class S>
 POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* buffer,
                                   bool& found) {
     // Vectors throughout, each running into what the next loop writes: a line is often short.
     constexpr int64_t width = lanes<A>;
     const Vec<A> nothing = broadcast<A>(R::template identity<A>());
-    auto unordered = nothing != nothing;
+    NaNWatch<A> watch;
     for (int64_t i = 0; i < e.before; i += width) store<A>(buffer + i, nothing);
     const S* from = line + e.start + e.before;
     A* to = buffer + e.before;
     const auto copy = [&](int64_t i) {
         const Vec<A> v = load<A>(from + i);
-        if constexpr (scans<R, S>) unordered |= v != v;
+        if constexpr (scans<R, S>) watch.show(v, v);
         store<A>(to + i, R::lift(v, p));
     };
     int64_t i = 0;
@@ -213,16 +216,16 @@ POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* b
         copy(e.inside - width);
     } else if (i < e.inside) {
         const Vec<A> v = load_first<A>(from, e.inside, nothing);
-        if constexpr (scans<R, S>) unordered |= v != v;
+        if constexpr (scans<R, S>) watch.show(v, v);
         if constexpr (scans<R, S> || R::plain) {
             store<A>(to, v);
         } else {
             for (; i < e.inside; ++i) to[i] = R::lift(v[i], p);
         }
     }
-    for (i = e.before + e.inside; i < e.reach + 2 * width; i += width)
+    for (i = e.before + e.inside; i < e.reach + e.slack * width; i += width)
         store<A>(buffer + i, nothing);
-    found = any(unordered);
+    found = watch.found();
     return buffer;
 }
 
@@ -279,7 +282,6 @@ template <class R, class A>
 POOLKIT_INLINE Vec<A> pairs_at(const A* from, int64_t taps) {
     Vec<A> evens, odds;
     even_odd<A>(from, evens, odds);
-    if (taps == 1) return evens;
     Vec<A> acc = R::merge(evens, odds);
     int64_t t = 2;
     for (; t + 2 <= taps; t += 2) {
@@ -333,7 +335,7 @@ POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out
                 store<A>(out + i, acc);
             });
         });
-    } else if (stride == 2 && step == 1) {
+    } else if (stride == 2 && step == 1 && axis.taps >= 2) {
         with_taps(axis.taps, [&](auto taps) {
             each_vector<A>(
                 n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, taps)); });
