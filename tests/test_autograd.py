@@ -192,6 +192,28 @@ def test_a_small_max_has_the_same_bits_from_aten(monkeypatch: pytest.MonkeyPatch
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: poolkit.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+        lambda x: poolkit.avg_pool1d(x[0], 3, 2),
+        lambda x: poolkit.adaptive_avg_pool2d(x, (3, 4)),
+        lambda x: poolkit.global_avg_pool2d(x),
+    ],
+)
+def test_a_small_mean_agrees_with_aten(
+    run: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for tiny in (0, 1 << 20):
+        monkeypatch.setattr(dispatch, "TINY", tiny)
+        leaf = torch.linspace(-1, 1, 2 * 3 * 13 * 11).reshape(2, 3, 13, 11).requires_grad_()
+        y = run(leaf)
+        found.append((y, *torch.autograd.grad(y.square().sum(), leaf)))
+    for native, aten in zip(*found, strict=True):
+        torch.testing.assert_close(native, aten, rtol=1e-6, atol=1e-7)
+
+
 def test_a_window_in_the_padding_has_no_gradient() -> None:
     window = poolkit.Sliding(2, 2, padding=((2, 0), (0, 0)))
     x = torch.randn(1, 1, 4, 4)

@@ -96,9 +96,7 @@ def layout_of(x: torch.Tensor) -> str:
     return "channels behind" if x.is_contiguous(memory_format=form) else "channels in front"
 
 
-def gradients(
-    run: Callable[..., Any], x: torch.Tensor
-) -> tuple[Any, tuple[torch.Tensor, ...]]:
+def gradients(run: Callable[..., Any], x: torch.Tensor) -> tuple[Any, tuple[torch.Tensor, ...]]:
     leaf = x.detach().requires_grad_()
     torch.manual_seed(SEED)
     result = run(leaf)
@@ -110,9 +108,9 @@ def gradients(
 
 def test_every_pooling_entry_is_run() -> None:
     named = {op.name.removeprefix("nn.functional.") for op in OPERATORS}
-    assert named >= {
-        f"{family}_pool{n}d" for family in ("max", "avg") for n in (1, 2, 3)
-    } | {f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)}
+    assert named >= {f"{family}_pool{n}d" for family in ("max", "avg") for n in (1, 2, 3)} | {
+        f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)
+    }
     assert all(hasattr(poolkit, name) for name in named)
     assert all(hasattr(poolkit.nn, entry.name.removeprefix("nn.")) for entry in MODULES)
 
@@ -137,6 +135,7 @@ def test_samples(op: Any, path: str) -> None:
     step = len(PATHS) if len(samples) > 100 else 1
     for sample in samples[PATHS.index(path) % step :: step]:
         for x in layouts(sample.input, int(op.name[-2])):
+
             def run(function: Callable[..., Any], x: torch.Tensor = x, s: Any = sample) -> Any:
                 torch.manual_seed(SEED)
                 return function(x, *s.args, **s.kwargs)
@@ -214,9 +213,7 @@ def test_modules(entry: Any, path: str) -> None:
     )
     for sample in inputs:
         made = [
-            getattr(where, name)(
-                *sample.constructor_input.args, **sample.constructor_input.kwargs
-            )
+            getattr(where, name)(*sample.constructor_input.args, **sample.constructor_input.kwargs)
             for where in (poolkit.nn, torch.nn)
         ]
         assert repr(made[0]) == repr(made[1])

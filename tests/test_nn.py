@@ -43,8 +43,13 @@ def made(where: Any, name: str) -> list[Any]:
 
 
 def test_torch_has_no_other_pooling_module() -> None:
-    theirs = {name for name in dir(torch.nn) if "ool" in name and isinstance(
-        getattr(torch.nn, name), type) and issubclass(getattr(torch.nn, name), torch.nn.Module)}
+    theirs = {
+        name
+        for name in dir(torch.nn)
+        if "ool" in name
+        and isinstance(getattr(torch.nn, name), type)
+        and issubclass(getattr(torch.nn, name), torch.nn.Module)
+    }
     assert theirs == set(SHARED)
     assert len(theirs) == 20
 
@@ -127,8 +132,10 @@ def test_copies(name: str) -> None:
 def test_own_modules(ndim: int) -> None:
     x = torch.arange(2.0 * 4**ndim).reshape(1, 2, *(4,) * ndim)
     lead = tuple(range(2, ndim + 2))
-    get = {name: getattr(poolkit.nn, f"{name}{ndim}d") for name in
-           ("MinPool", "SumPool", "GlobalMaxPool", "GlobalAvgPool")}
+    get = {
+        name: getattr(poolkit.nn, f"{name}{ndim}d")
+        for name in ("MinPool", "SumPool", "GlobalMaxPool", "GlobalAvgPool")
+    }
     assert torch.equal(get["MinPool"](4)(x), x.amin(lead, keepdim=True))
     assert torch.equal(get["SumPool"](4)(x), x.sum(lead, keepdim=True))
     assert torch.equal(get["GlobalMaxPool"]()(x), x.amax(lead, keepdim=True))

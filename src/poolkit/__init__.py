@@ -75,8 +75,11 @@ __all__ = [
 __all__ += _named
 
 # What needs torch is imported when it is first asked for: importing poolkit stays quick.
-_LAZY = {"nn": ("poolkit.nn", None), "inspect": ("poolkit.inspection", "inspect"),
-         "optimize": ("poolkit.optimization", "optimize")}
+_LAZY = {
+    "nn": ("poolkit.nn", None),
+    "inspect": ("poolkit.inspection", "inspect"),
+    "optimize": ("poolkit.optimization", "optimize"),
+}
 
 
 def __getattr__(name: str) -> Any:

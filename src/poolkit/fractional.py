@@ -50,9 +50,7 @@ def fractional_max_pool(
         raise error.during(f"{describe(input)} by fractional_max_pool{ndim}d") from None
 
 
-def _size(
-    ndim: int, shape: Sequence[int], output_size: Any, output_ratio: Any
-) -> tuple[int, ...]:
+def _size(ndim: int, shape: Sequence[int], output_size: Any, output_ratio: Any) -> tuple[int, ...]:
     if (output_size is None) == (output_ratio is None):
         raise PoolValueError(
             "exactly one of output_size and output_ratio is needed", "Give one of the two"

@@ -10,7 +10,7 @@ the end; an average of integers is floating; ``padding`` may also be ``"same"`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import fractional, unpool
 from .arrays import Array
@@ -155,12 +155,20 @@ def _run(
         raise error.during(f"{describe(input)} with {window} and {reduction}") from None
 
 
-def _no_small_max(axes: int, x: Array, *arguments: Any) -> Any:
+class Shortcuts(NamedTuple):
+    """What torch offers for tiny tensors, where the overhead of a call decides; see
+    ``poolkit.torch.dispatch``, which fills it in. Each returns None for whatever it leaves."""
+
+    max: Callable[..., Any]
+    mean: Callable[..., Any]
+    adaptive_mean: Callable[..., Any]
+
+
+def _none(axes: int, input: Array, *arguments: Any) -> None:
     return None
 
 
-# Replaced when poolkit.torch is imported by a shorter way for tiny tensors.
-small_max: Callable[..., Any] = _no_small_max
+shortcuts = Shortcuts(_none, _none, _none)
 
 
 def max_pool2d(
@@ -192,7 +200,7 @@ def max_pool2d(
             [14., 16.]]])
     """
     if not return_indices:
-        pooled = small_max(2, input, kernel_size, stride, padding, dilation, ceil_mode)
+        pooled = shortcuts.max(2, input, kernel_size, stride, padding, dilation, ceil_mode)
         if pooled is not None:
             return pooled
     window = _sliding(input, MAX, 2, kernel_size, stride, padding, dilation, ceil_mode)
@@ -210,7 +218,7 @@ def max_pool1d(
 ) -> Any:
     """`max_pool2d` over one axis: (N, C, L) or (C, L)."""
     if not return_indices:
-        pooled = small_max(1, input, kernel_size, stride, padding, dilation, ceil_mode)
+        pooled = shortcuts.max(1, input, kernel_size, stride, padding, dilation, ceil_mode)
         if pooled is not None:
             return pooled
     window = _sliding(input, MAX, 1, kernel_size, stride, padding, dilation, ceil_mode)
@@ -319,6 +327,11 @@ def avg_pool2d(
     array([[[ 3.5,  5.5],
             [11.5, 13.5]]])
     """
+    pooled = shortcuts.mean(
+        2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+    if pooled is not None:
+        return pooled
     window = _sliding(input, MEAN, 2, kernel_size, stride, padding, 1, ceil_mode)
     return _run(2, input, window, _mean(input, window, count_include_pad, divisor_override))
 
@@ -332,6 +345,9 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Array:
     """`avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    pooled = shortcuts.mean(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    if pooled is not None:
+        return pooled
     window = _sliding(input, MEAN, 1, kernel_size, stride, padding, 1, ceil_mode)
     return _run(1, input, window, _mean(input, window, count_include_pad, None))
 
@@ -350,9 +366,7 @@ def avg_pool3d(
     return _run(3, input, window, _mean(input, window, count_include_pad, divisor_override))
 
 
-def _mean(
-    input: Array, window: Window, count_include_pad: bool, divisor: int | None
-) -> Reduction:
+def _mean(input: Array, window: Window, count_include_pad: bool, divisor: int | None) -> Reduction:
     if count_include_pad and divisor is None:
         return MEAN
     return _made(input, window, Mean, bool(count_include_pad), divisor)
@@ -534,11 +548,17 @@ def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
     >>> poolkit.adaptive_avg_pool2d(np.arange(9.0).reshape(1, 3, 3), (1, None))
     array([[[3., 4., 5.]]])
     """
+    pooled = shortcuts.adaptive_mean(2, input, output_size)
+    if pooled is not None:
+        return pooled
     return _run(2, input, _adaptive(input, MEAN, 2, output_size), MEAN)
 
 
 def adaptive_avg_pool1d(input: Array, output_size: Any) -> Array:
     """`adaptive_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    pooled = shortcuts.adaptive_mean(1, input, output_size)
+    if pooled is not None:
+        return pooled
     return _run(1, input, _adaptive(input, MEAN, 1, output_size), MEAN)
 
 
@@ -582,11 +602,17 @@ def global_avg_pool2d(input: Array, keepdim: bool = True) -> Array:
     >>> poolkit.global_avg_pool2d(np.arange(1, 17.0).reshape(1, 4, 4))
     array([[[8.5]]])
     """
+    pooled = shortcuts.adaptive_mean(2, input, 1) if keepdim else None
+    if pooled is not None:
+        return pooled
     return _without_ones(_run(2, input, GLOBAL, MEAN), 2, keepdim)
 
 
 def global_avg_pool1d(input: Array, keepdim: bool = True) -> Array:
     """`global_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    pooled = shortcuts.adaptive_mean(1, input, 1) if keepdim else None
+    if pooled is not None:
+        return pooled
     return _without_ones(_run(1, input, GLOBAL, MEAN), 1, keepdim)
 
 

@@ -259,9 +259,7 @@ class _Global(_Named):
 
 
 class _Unpool(_Named):
-    def __init__(
-        self, kernel_size: Size, stride: Size | None = None, padding: Size = 0
-    ) -> None:
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
         super().__init__()
         ndim = self.ndim
         self.kernel_size = _entries(kernel_size, ndim)
@@ -314,7 +312,9 @@ def _thin(name: str, base: type[_Named], function: str) -> type[Any]:
     ndim = int(name[-2])
     documentation = (
         f"The module of `poolkit.{function}`; constructor and repr are those of "
-        f"``torch.nn.{name}``." if hasattr(nn, name) else f"The module of `poolkit.{function}`."
+        f"``torch.nn.{name}``."
+        if hasattr(nn, name)
+        else f"The module of `poolkit.{function}`."
     )
     members = {
         "function": staticmethod(bound),
@@ -331,6 +331,8 @@ MaxPool3d = _thin("MaxPool3d", _SlidingExtreme, "max_pool3d")
 MinPool1d = _thin("MinPool1d", _SlidingExtreme, "min_pool1d")
 MinPool2d = _thin("MinPool2d", _SlidingExtreme, "min_pool2d")
 MinPool3d = _thin("MinPool3d", _SlidingExtreme, "min_pool3d")
+
+
 class AvgPool1d(_SlidingMean):
     """The module of `poolkit.avg_pool1d`; constructor and repr are those of
     ``torch.nn.AvgPool1d``, which has no divisor_override."""

@@ -94,9 +94,7 @@ def _unpool_torch(ndim: int, input: Array, indices: Array, size: tuple[int, ...]
             return torch.ops.aten.max_unpool3d(input, indices, list(size), [1] * 3, [0] * 3)
         if ndim == 2:
             return torch.ops.aten.max_unpool2d(input, indices, list(size))
-        flat = torch.ops.aten.max_unpool2d(
-            input.unsqueeze(-1), indices.unsqueeze(-1), [size[0], 1]
-        )
+        flat = torch.ops.aten.max_unpool2d(input.unsqueeze(-1), indices.unsqueeze(-1), [size[0], 1])
         return flat.squeeze(-1)
     except (RuntimeError, IndexError) as error:
         if "index" not in str(error):

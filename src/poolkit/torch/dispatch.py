@@ -1,8 +1,7 @@
 """Who runs a call on a torch tensor: the native kernel, aten, or the composite path.
 
-In this order: the native kernel on CPU tensors; aten where it gives the same bits and is as good
-(max of tiny inputs, where the overhead of a call decides; plain max and average on other
-devices); else the composite path, which runs everywhere and differentiates itself.
+In this order: the native kernel on CPU tensors; aten where it does the same and is as good (tiny
+inputs, where the overhead of a call decides; plain max and average on other devices); else the composite path, which runs everywhere and differentiates itself.
 
 A compiler traces the same lines with two differences: no cache is read or written, as it would
 guard on its contents, and the composite path is one operator instead of many.
@@ -31,13 +30,14 @@ from ..windows import Adaptive, Global, Sliding, Window, as_window
 from . import ops
 from .autograd import CompositePool, LpPool, PickPool, SumPool, apply
 
-__all__ = ["pool", "pool_with_indices", "route", "small_max"]
+__all__ = ["pool", "pool_with_indices", "route"]
 
-# Below this many elements a max goes to aten, whose overhead per call is smaller than ours: 3 us
+# Below this many elements a max or a mean goes to aten, whose overhead per call is smaller than ours: 3 us
 # against 14 us at 512 elements in NCHW, and 13 against 18 us at 4608, while at 8192 it is 23
 # against 18 us (window 3, stride 2, one thread). Forward and backward together cross at about
 # 16384, but there aten saves the input and 8-byte indices, so the same limit holds for training.
-# In one and two dimensions only: in three, autocast makes aten's result float32.
+# In one and two dimensions only: in three, autocast makes aten's result float32. A mean of so few
+# elements has aten's bits, which may differ from ours in the last place.
 TINY = 4096
 
 
@@ -113,12 +113,14 @@ _PICKS = {
     2: torch.ops.aten.max_pool2d_with_indices,
     3: torch.ops.aten.max_pool3d_with_indices,
 }
-_MEAN = {1: torch.ops.aten.avg_pool1d, 2: torch.ops.aten.avg_pool2d, 3: torch.ops.aten.avg_pool3d}
+_MEAN = {1: torch.avg_pool1d, 2: torch._C._nn.avg_pool2d, 3: torch._C._nn.avg_pool3d}
 _ADAPTIVE_MEAN = {
-    1: torch.ops.aten.adaptive_avg_pool1d,
-    2: torch.ops.aten.adaptive_avg_pool2d,
-    3: torch.ops.aten.adaptive_avg_pool3d,
+    1: torch.adaptive_avg_pool1d,
+    2: torch._C._nn.adaptive_avg_pool2d,
+    3: torch._C._nn.adaptive_avg_pool3d,
 }
+# Aten adds half types up in themselves, and divides integers as integers.
+_MEAN_DTYPES = frozenset((torch.float32, torch.float64))
 
 
 def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
@@ -174,43 +176,52 @@ def _aten_takes(x: Tensor, axes: int) -> bool:
     return axes + 1 <= x.ndim <= axes + 2 and x.dtype.is_floating_point
 
 
-def _is_tiny(x: Tensor, axes: int) -> bool:
+def _is_tiny(x: Tensor, axes: int, kind: str) -> bool:
     """Whether the overhead of a call decides. Symbolic sizes are not asked, only plain tensors.
 
-    Half types go native when they train: aten adds their gradients up in the half type.
+    Half types go native when they are added up: aten does that in the half type.
     """
-    return (
-        axes < 3
-        and type(x) is Tensor
-        and 0 < x.numel() < TINY
-        and (not x.requires_grad or x.dtype.itemsize > 2)
-    )
+    if axes > 2 or type(x) is not Tensor or not 0 < x.numel() < TINY:
+        return False
+    return x.dtype in _MEAN_DTYPES if kind == "sum" else not x.requires_grad or x.dtype.itemsize > 2
 
 
-def small_max(
-    axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> Tensor | None:
-    """The shortest way to a max of a tiny tensor, without a window or any check of ours, or None.
+# The shortest ways to pool a tiny tensor, without a window or any check of ours; they return None
+# where aten does not do the same, or refuses: the usual way has better messages.
 
-    What aten refuses is left to the usual way, whose messages are better.
-    """
-    if (
-        type(x) is not Tensor
-        or is_dynamo_compiling()
-        or x.numel() >= TINY
-        or (x.requires_grad and x.dtype.itemsize == 2)
-        or x.is_quantized
-    ):
+
+def _small(x: Any) -> bool:
+    return type(x) is Tensor and not is_dynamo_compiling() and x.numel() < TINY
+
+
+def small_max(axes: int, x: Any, kernel_size: Any, stride: Any, *rest: Any) -> Tensor | None:
+    if not _small(x) or x.is_quantized or (x.requires_grad and x.dtype.itemsize == 2):
         return None
     try:
-        return _MAX[axes](
-            x, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
-        )
+        return _MAX[axes](x, kernel_size, kernel_size if stride is None else stride, *rest)
     except (RuntimeError, TypeError, ValueError):
         return None
 
 
-functional.small_max = small_max
+def small_mean(axes: int, x: Any, kernel_size: Any, stride: Any, *rest: Any) -> Tensor | None:
+    if not _small(x) or x.dtype not in _MEAN_DTYPES:
+        return None
+    try:
+        return _MEAN[axes](x, kernel_size, kernel_size if stride is None else stride, *rest)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
+def small_adaptive_mean(axes: int, x: Any, output_size: Any) -> Tensor | None:
+    if not _small(x) or x.dtype not in _MEAN_DTYPES or axes + 1 > x.ndim:
+        return None
+    try:
+        return _ADAPTIVE_MEAN[axes](x, output_size)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
+functional.shortcuts = functional.Shortcuts(small_max, small_mean, small_adaptive_mean)
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -248,7 +259,7 @@ def route(x: Tensor, window: Window, reduction: Reduction, plan: Plan) -> tuple[
     if _has_kernels(x) and forward_ad._current_level >= 0:
         return "composite", "forward-mode derivatives come from whole-array operations", threads
     if _has_kernels(x) and plan.native is not None:
-        if call.kind == "pick" and has_aten and _is_tiny(x, axes):
+        if has_aten and _is_tiny(x, axes, call.kind):
             return "aten", f"under {TINY} elements the overhead of a call decides", threads
         return "native", plan.why, threads
     if not _has_kernels(x) and has_aten:
@@ -258,9 +269,7 @@ def route(x: Tensor, window: Window, reduction: Reduction, plan: Plan) -> tuple[
     return "composite", plan.why, threads
 
 
-def pool(
-    x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool
-) -> Tensor:
+def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool) -> Tensor:
     """See `poolkit.pool`."""
     _check(x)
     if channels_last:
@@ -281,10 +290,10 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         return _composite(x, call)
     if kind == "composite":
         return _composite(x, call)
+    if aten is not None and not is_compiling() and _is_tiny(x, axes, kind) and _aten_takes(x, axes):
+        ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)  # for its errors
+        return aten(x)
     if kind == "pick":
-        if aten is not None and not is_compiling() and _is_tiny(x, axes) and _aten_takes(x, axes):
-            ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)  # for its errors
-            return aten(x)
         if _differentiates(x):
             return apply(PickPool, x, seen, reduced, axes)[0]
     elif kind == "norm":

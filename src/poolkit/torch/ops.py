@@ -46,12 +46,8 @@ torch.compiler.assume_constant_result(reduction_parts)
 _library = torch.library.Library("poolkit", "DEF")
 _library.define("pool(Tensor x, str window, str reduction, int ndim) -> Tensor")
 _library.define("pool_positions(Tensor x, str window, str reduction, int ndim) -> (Tensor, Tensor)")
-_library.define(
-    "scatter(Tensor grad, Tensor positions, str window, SymInt[] spatial) -> Tensor"
-)
-_library.define(
-    "spread(Tensor grad, str window, str reduction, SymInt[] spatial) -> Tensor"
-)
+_library.define("scatter(Tensor grad, Tensor positions, str window, SymInt[] spatial) -> Tensor")
+_library.define("spread(Tensor grad, str window, str reduction, SymInt[] spatial) -> Tensor")
 _library.define("indices(Tensor positions, str window, SymInt[] spatial) -> Tensor")
 _library.define(
     "pool_backward(Tensor grad, Tensor x, str window, str reduction, int ndim) -> Tensor"
@@ -269,9 +265,7 @@ def _pool_positions_fake(
 
 
 @torch.library.register_fake("poolkit::pool_backward", lib=_library)
-def _pool_backward_fake(
-    grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int
-) -> Tensor:
+def _pool_backward_fake(grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     x, (_, _, behind) = as_laid_out(x, ndim)
     return empty_like_layout(x, ndim, tuple(x.shape[x.ndim - ndim :]), x.dtype, behind)
 
