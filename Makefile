@@ -10,6 +10,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
+# Where the native part is built; the objects stay, so that a second build is quick.
+OBJECTS ?= build/native
+
 SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml constraints.txt
 
 .PHONY: all demo test lint symbols format bench sanitize clean
@@ -22,7 +25,7 @@ $(VENV)/.ready: $(SOURCES)
 	@echo "installing what poolkit needs, and building its kernels (a few minutes the first time)"
 	$(BIN)/python -m pip --disable-pip-version-check install -q 'pip>=25.1'
 	$(PIP) torch
-	$(PIP) --group dev -e '.[inspect]'
+	$(PIP) --group dev -e '.[inspect]' -Cbuild-dir=$(OBJECTS)
 	$(PIP) --no-deps facenet-pytorch
 	@touch $@
 
@@ -42,8 +45,10 @@ lint: $(VENV)/.ready symbols
 # An inline function of a standard header, compiled with AVX-512 and merged by the linker with its
 # baseline twin, would crash older machines: the per-instruction-set objects define no weak symbol.
 symbols: $(VENV)/.ready
-	@objects=$$(ls build/*/CMakeFiles/kernels_*.dir/csrc/*.o); \
-	if nm $$objects | grep -E ' [WVu] '; then echo "weak symbols in the kernels"; exit 1; fi
+	@objects=$$(find $(OBJECTS) -name 'kernels.inc.cpp.o'); \
+	test -n "$$objects" || { echo "no kernel objects in $(OBJECTS)"; exit 1; }; \
+	symbols=$$(nm $$objects) || exit 1; \
+	if echo "$$symbols" | grep -E ' [VWu] '; then echo "weak symbols in the kernels"; exit 1; fi
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
@@ -59,7 +64,7 @@ bench: $(VENV)/.bench-ready
 
 # The kernels under the address and undefined-behaviour sanitizers, driven by the NumPy tests.
 sanitize: $(VENV)/.ready
-	$(PIP) --no-deps --force-reinstall --target build/sanitized . \
+	$(PIP) --no-deps --upgrade --target build/sanitized . \
 	  -Cbuild-dir=build/sanitize -Ccmake.define.POOLKIT_SANITIZE=ON
 	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \

@@ -152,22 +152,30 @@ bool disjoint(const AxisSpec& spec) {
     return true;
 }
 
+// The outputs that see each input: an arithmetic progression for every input, or an exception.
 template <class OwnedAxis>
 void transpose(OwnedAxis& axis) {
     const AxisSpec& spec = axis.spec;
-    axis.transposed_begin.assign(spec.size, 0);
-    axis.transposed_count.assign(spec.size, 0);
-    axis.transposed_step = 1;
-    for (size_t o = 0; o < spec.begin.size(); ++o) {
+    auto &begin = axis.transposed_begin, &count = axis.transposed_count;
+    begin.assign(spec.size, 0);
+    count.assign(spec.size, 0);
+    int64_t step = 0;
+    for (int64_t o = 0; o < static_cast<int64_t>(spec.begin.size()); ++o) {
         for (int64_t t = 0; t < spec.count[o]; ++t) {
             const int64_t i = spec.begin[o] + t * spec.step;
-            if (axis.transposed_count[i] == 0)
-                axis.transposed_begin[i] = static_cast<int64_t>(o);
-            else if (axis.transposed_count[i] == 1)
-                axis.transposed_step = static_cast<int64_t>(o) - axis.transposed_begin[i];
-            ++axis.transposed_count[i];
+            if (count[i] == 0) {
+                begin[i] = o;
+            } else {
+                if (step == 0) step = o - begin[i];
+                if (o != begin[i] + count[i] * step)
+                    throw std::invalid_argument(
+                        "the outputs that see an input of this window are not evenly spaced, so "
+                        "max and min have no native gradient; use the composite path");
+            }
+            ++count[i];
         }
     }
+    axis.transposed_step = step ? step : 1;
 }
 
 template <class OwnedAxis>
@@ -218,7 +226,9 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         throw std::invalid_argument("a plan has 1 to 3 axes");
     element_bytes_ = size_of(dtype_);
     for (AxisSpec& spec : axes) {
-        if (spec.begin.size() != spec.count.size() || spec.step < 1 || spec.size < 1)
+        if (spec.size < 1 || spec.step < 1)
+            throw std::invalid_argument("size and step must be at least 1");
+        if (spec.begin.size() != spec.count.size())
             throw std::invalid_argument("begin and count differ in length");
         for (size_t o = 0; o < spec.begin.size(); ++o) {
             const int64_t end = spec.begin[o] + (spec.count[o] - 1) * spec.step;

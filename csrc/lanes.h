@@ -204,6 +204,13 @@ POOLKIT_INLINE Vec<A> load_first(const S* from, int64_t n, Vec<A> fill) {
         const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1u);
         return (Vec<A>)_mm512_mask_loadu_ps((__m512)fill, mask, from);
     }
+#elif defined(__AVX2__)
+    if constexpr (same<A, float> && same<S, float>) {
+        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+        const __m256 first = _mm256_maskload_ps(from, mask);
+        return (Vec<A>)_mm256_blendv_ps((__m256)fill, first, _mm256_castsi256_ps(mask));
+    }
 #endif
     for (int64_t i = 0; i < n; ++i) fill[i] = static_cast<A>(widen(from[i]));
     return fill;
@@ -216,6 +223,13 @@ POOLKIT_INLINE void store_first(A* to, Vec<A> v, int64_t n) {
     if constexpr (same<A, float>) {
         const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1u);
         _mm512_mask_storeu_ps(to, mask, (__m512)v);
+        return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (same<A, float>) {
+        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+        _mm256_maskstore_ps(to, mask, (__m256)v);
         return;
     }
 #endif
@@ -243,22 +257,60 @@ POOLKIT_INLINE bool any(M mask) {
     return joined != 0;
 }
 
-// Remembers whether any value shown was a NaN.
+// Square roots, correctly rounded on every instruction set.
 template <class A>
-struct NaNWatch {
+POOLKIT_INLINE Vec<A> square_root(Vec<A> v) {
+#if defined(__AVX512F__)
+    if constexpr (same<A, float>) return (Vec<A>)_mm512_sqrt_ps((__m512)v);
+    if constexpr (same<A, double>) return (Vec<A>)_mm512_sqrt_pd((__m512d)v);
+#elif defined(__AVX2__)
+    if constexpr (same<A, float>) return (Vec<A>)_mm256_sqrt_ps((__m256)v);
+    if constexpr (same<A, double>) return (Vec<A>)_mm256_sqrt_pd((__m256d)v);
+#elif defined(__SSE2__)
+    if constexpr (same<A, float>) return (Vec<A>)_mm_sqrt_ps((__m128)v);
+    if constexpr (same<A, double>) return (Vec<A>)_mm_sqrt_pd((__m128d)v);
+#endif
+    for (int i = 0; i < lanes<A>; ++i) v[i] = __builtin_sqrt(v[i]);
+    return v;
+}
+
+// Cube roots of lanes that are 0 or normal numbers above it, to 1 unit in the last place: the bits
+// divided by three are within 6 % of the root, and three of Newton's steps square that away.
+POOLKIT_INLINE Vec<float> cube_root(Vec<float> x) {
+    Vec<uint32_t> bits = (Vec<uint32_t>)x;
+    for (int i = 0; i < lanes<float>; ++i) bits[i] = bits[i] / 3 + 709921077u;
+    Vec<float> y = (Vec<float>)bits;
+    for (int step = 0; step < 3; ++step) y = (y + y + x / (y * y)) / broadcast<float>(3.0f);
+    return (x > Vec<float>{}) ? y : x;
+}
+
+// Remembers whether any value shown was a NaN, or, where it was asked, a -0.0.
+template <class A>
+struct Watch {
 #if defined(__AVX512F__)
     // Masks stay in mask registers: as vectors each would cost a conversion.
     uint32_t seen = 0;
-    POOLKIT_INLINE void show(Vec<A> a, Vec<A> b) {
+    POOLKIT_INLINE void nan(Vec<A> a, Vec<A> b) {
         if constexpr (same<A, float>)
             seen |= _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q);
         else if constexpr (same<A, double>)
             seen |= _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_UNORD_Q);
     }
+    POOLKIT_INLINE void nan_or_minus_zero(Vec<A> a) {
+        constexpr int kinds = 0x01 | 0x80 | 0x04;  // quiet NaN, signalling NaN, -0.0
+        if constexpr (same<A, float>)
+            seen |= _mm512_fpclass_ps_mask((__m512)a, kinds);
+        else if constexpr (same<A, double>)
+            seen |= _mm512_fpclass_pd_mask((__m512d)a, kinds);
+    }
     POOLKIT_INLINE bool found() const { return seen != 0; }
 #else
     decltype(Vec<A>{} != Vec<A>{}) seen{};
-    POOLKIT_INLINE void show(Vec<A> a, Vec<A> b) { seen |= (a != a) | (b != b); }
+    POOLKIT_INLINE void nan(Vec<A> a, Vec<A> b) { seen |= (a != a) | (b != b); }
+    POOLKIT_INLINE void nan_or_minus_zero(Vec<A> a) {
+        const Vec<Code<A>> sign = broadcast<Code<A>>(Code<A>(1) << (8 * sizeof(A) - 1));
+        seen |= (a != a) | ((Vec<Code<A>>)a == sign);
+    }
     POOLKIT_INLINE bool found() const { return any(seen); }
 #endif
 };

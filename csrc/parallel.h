@@ -11,19 +11,27 @@
 
 namespace poolkit {
 
-// 64-byte aligned scratch memory of one thread, kept between calls.
+// 64-byte aligned scratch memory of one thread, kept between calls unless it is large.
 class Scratch {
   public:
     void* get(int64_t bytes) {
         if (bytes > size_) {
+            size_ = 0;  // should the allocation fail, there is nothing
             memory_.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
             if (!memory_) throw std::bad_alloc();
             size_ = bytes;
         }
         return memory_.get();
     }
+    void let_go() {
+        if (size_ <= kKept) return;
+        size_ = 0;
+        memory_.reset();
+    }
 
   private:
+    static constexpr int64_t kKept = 16 << 20;
+
     struct Free {
         void operator()(char* p) const { std::free(p); }
     };
@@ -49,6 +57,7 @@ void parallel_for(int64_t tasks, int threads, int64_t bytes, int64_t scratch, co
     if (tasks < threads) threads = static_cast<int>(tasks);
     if (threads <= 1 || forked || bytes < kParallelBytes) {
         body(int64_t{0}, tasks, thread_scratch.get(scratch));
+        thread_scratch.let_go();
         return;
     }
     bool out_of_memory = false;
@@ -57,6 +66,7 @@ void parallel_for(int64_t tasks, int threads, int64_t bytes, int64_t scratch, co
         const int64_t n = omp_get_num_threads(), me = omp_get_thread_num();
         try {
             body(tasks * me / n, tasks * (me + 1) / n, thread_scratch.get(scratch));
+            thread_scratch.let_go();
         } catch (const std::bad_alloc&) {
 #pragma omp atomic write
             out_of_memory = true;

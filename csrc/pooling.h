@@ -7,6 +7,8 @@ namespace {
 
 // A line of a single long axis is cut into tasks of this many outputs.
 constexpr int64_t kLineChunk = 4096;
+// One window over lines is cut into tasks of this many columns.
+constexpr int64_t kColumns = 1024;
 // Channels-last windows of up to this many positions merge all their pixels at once.
 constexpr int64_t kDirectTaps = 16;
 constexpr int64_t kMaxDirectTaps = 4096;
@@ -34,7 +36,7 @@ POOLKIT_ONCE void finish_line(const A* state, int64_t n, double row, const doubl
         return;
     }
     const double divisor = columns ? row * columns[0] : row;
-    if constexpr (!same<A, int64_t> && !same<R, SumSquare> && !same<R, SumPower>) {
+    if constexpr (!same<A, int64_t> && !same<R, SumPower>) {
         const Vec<A> by = broadcast<A>(static_cast<A>(divisor));
         for (; j + lanes<A> <= n; j += lanes<A>) {
             const Vec<A> v = load<A>(state + j);
@@ -42,6 +44,17 @@ POOLKIT_ONCE void finish_line(const A* state, int64_t n, double row, const doubl
                 store<A>(out + j, v);
             else
                 store<A>(out + j, R::finish(divisor == 1.0 ? v : v / by, p));
+        }
+    }
+    if constexpr (same<R, SumPower> && same<A, float>) {
+        for (; p == 3 && j < n; j += lanes<A>) {  // the state has slack behind it
+            A roots[lanes<A>];
+            store<A>(roots, cube_root(load<A>(state + j) + Vec<A>{}));
+            for (int64_t i = 0; i < at_most<int64_t>(lanes<A>, n - j); ++i) {
+                const A x = state[j + i];
+                const bool usual = !(x > A(0)) || (x >= 0x1p-126f && x < __builtin_inff());
+                out[j + i] = usual ? narrow<O>(roots[i]) : one(x, divisor);
+            }
         }
     }
     for (; j < n; ++j) out[j] = one(state[j], divisor);
@@ -66,7 +79,9 @@ enum class Walk {
     spans,    // one window over a contiguous axis: tasks are whole lines
     columns,  // one window over an axis with lines behind it: tasks are pieces of a line
     direct,   // lines behind: all the pixels of a window are merged at once
-    ring,     // axis by axis
+    ring,     // axis by axis, the fastest first
+    down,     // two axes: columns first, then along the one line that is left
+    joined,   // two axes: rows that windows tile without a rest, as one long line
 };
 
 Walk walk_of(const Geometry& g, int64_t inner) {
@@ -84,7 +99,7 @@ Walk walk_of(const Geometry& g, int64_t inner) {
 }
 
 int64_t line_pieces(const Axis& axis) { return (axis.outputs + kLineChunk - 1) / kLineChunk; }
-int64_t column_pieces(int64_t inner) { return (inner + 1023) / 1024; }
+int64_t column_pieces(int64_t inner) { return (inner + kColumns - 1) / kColumns; }
 
 int64_t count_tasks(const Geometry& g, int64_t outer, int64_t inner) {
     switch (walk_of(g, inner)) {
@@ -114,50 +129,46 @@ class Pooling {
             extent[a] = extent[a + 1] * g.axis[a].size;
         }
         walk = walk_of(g, inner);
-        const int64_t slack = 2 * lanes<A>;
-        int64_t taps = 1;
-        if (walk == Walk::direct) taps = g.positions;
-        if (walk == Walk::ring) {
-            for (int a = 0; a < last; ++a) {
-                // A power of two, so that a row finds its place without a division.
-                rows[a] = power_of_two((g.axis[a].taps - 1) * g.axis[a].step + 1);
-                stored[a] = round_up(length[a + 1] + slack, lanes<A>);
-                ring[a] = arena.template take<A>(rows[a] * stored[a]);
-                tag[a] = arena.template take<const S*>(rows[a]);
-                broken[a] = arena.template take<bool>(rows[a]);
-                if (Positions) ring_codes[a] = arena.template take<C>(rows[a] * stored[a]);
-                if (g.axis[a].taps > taps) taps = g.axis[a].taps;
-            }
-        }
-        most_taps = taps;
-        lines = arena.template take<const A*>(taps * kMaxAxes);
-        if (Positions) line_codes = arena.template take<const C*>(taps * kMaxAxes);
-        int64_t result = length[g.axes - 1 > 0 ? 1 : 0];
-        if (walk == Walk::lines) result = at_most(g.axis[0].outputs, kLineChunk);
-        if (walk == Walk::direct || walk == Walk::columns) result = inner;
-        if (walk == Walk::spans) result = lanes<A>;
-        state = arena.template take<A>(result + slack);
-        if (Positions) codes = arena.template take<C>(result + slack);
-        if (inner == 1 && walk != Walk::spans) {
-            const Axis& axis = g.axis[last];
-            const int64_t outputs =
-                walk == Walk::lines ? at_most(axis.outputs, kLineChunk) : axis.outputs;
-            buffer = arena.template take<A>(windowed_room<A>(axis, outputs));
-        }
-        // Rows that windows tile without a rest are one long line: short rows fill no vector.
+        if (walk == Walk::ring && !Positions && inner == 1 && g.axes == 2)
+            walk = tiles(g.axis[1]) && g.axis[0].regular && g.axis[0].step == 1 ? Walk::joined
+                                                                                : Walk::down;
         const Axis& row = g.axis[last];
-        joins = walk == Walk::ring && !Positions && inner == 1 && g.axes == 2 && row.regular &&
-                row.offset == 0 && row.full_end == row.outputs &&
-                row.stride * row.outputs == row.size && (row.taps - 1) * row.step < row.stride &&
-                g.axis[0].regular && g.axis[0].step == 1 && row.outputs <= kJoinedRow &&
-                row.taps <= kLongSpan;
-        if (joins) {
-            joined_outputs = at_most(g.axis[0].outputs, 1 + kJoinedRow / row.outputs);
-            joined_rows = (joined_outputs - 1) * g.axis[0].stride + g.axis[0].taps;
-            joined = arena.template take<A>(joined_rows * row.outputs + slack);
-            buffer = arena.template take<A>(joined_rows * row.size + 6 * lanes<A>);
+        if (row.outputs > 0) whole_line = extent_of(row, 0, row.outputs);
+        int64_t states = inner, line = 0;  // outputs of one task, and of one line
+        switch (walk) {
+            case Walk::lines:
+                states = line = at_most(row.outputs, kLineChunk);
+                break;
+            case Walk::spans:
+                states = lanes<A>;
+                break;
+            case Walk::columns:
+                states = at_most(inner, kColumns);
+                break;
+            case Walk::direct:
+                take_lists(arena, g.positions);
+                break;
+            case Walk::ring:
+                states = length[1];
+                line = inner == 1 ? row.outputs : 0;
+                take_rings(arena);
+                break;
+            case Walk::down:
+                states = line = row.outputs;
+                take_rings(arena);
+                column = arena.template take<A>(row.size + slack);
+                break;
+            case Walk::joined:
+                states = row.outputs;
+                joined_outputs = at_most(g.axis[0].outputs, 1 + kJoinedRow / row.outputs);
+                joined_rows = (joined_outputs - 1) * g.axis[0].stride + g.axis[0].taps;
+                joined = arena.template take<A>(joined_rows * row.outputs + slack);
+                line = joined_rows * row.outputs;
+                break;
         }
-        if (g.axis[last].outputs > 0) whole_line = extent_of(g.axis[last], 0, g.axis[last].outputs);
+        state = arena.template take<A>(states + slack);
+        if (Positions) codes = arena.template take<C>(states + slack);
+        if (line > 0) buffer = arena.template take<A>(windowed_room<A>(row, line));
         bytes = arena.used;
     }
 
@@ -177,10 +188,44 @@ class Pooling {
                 return run_direct(x, out, part);
             case Walk::ring:
                 return run_ring(x, out, part);
+            case Walk::down:
+                return run_down(x, out, part);
+            case Walk::joined:
+                return run_joined(x, out, part);
         }
     }
 
   private:
+    static constexpr int64_t slack = 2 * lanes<A>;
+
+    // Rows that windows tile without a rest are one long line: short rows fill no vector.
+    static bool tiles(const Axis& row) {
+        return row.regular && row.offset == 0 && row.full_end == row.outputs &&
+               row.stride * row.outputs == row.size && (row.taps - 1) * row.step < row.stride &&
+               row.outputs <= kJoinedRow && row.taps <= kLongSpan;
+    }
+
+    void take_lists(Arena& arena, int64_t taps) {
+        most_taps = taps;
+        lines = arena.template take<const A*>(taps * kMaxAxes);
+        if (Positions) line_codes = arena.template take<const C*>(taps * kMaxAxes);
+    }
+
+    void take_rings(Arena& arena) {
+        int64_t taps = 1;
+        for (int a = 0; a < last; ++a) {
+            // A power of two, so that a row finds its place without a division.
+            rows[a] = power_of_two((g.axis[a].taps - 1) * g.axis[a].step + 1);
+            stored[a] = round_up(length[a + 1] + slack, lanes<A>);
+            ring[a] = arena.template take<A>(rows[a] * stored[a]);
+            tag[a] = arena.template take<const S*>(rows[a]);
+            broken[a] = arena.template take<bool>(rows[a]);
+            if (Positions) ring_codes[a] = arena.template take<C>(rows[a] * stored[a]);
+            if (g.axis[a].taps > taps) taps = g.axis[a].taps;
+        }
+        take_lists(arena, taps);
+    }
+
     const Geometry& g;
     int64_t inner;
     int last;
@@ -198,8 +243,8 @@ class Pooling {
     A* state = nullptr;
     C* codes = nullptr;
     A* buffer = nullptr;
+    A* column = nullptr;  // a row of merged columns
     Extent whole_line{};
-    bool joins = false;
     int64_t joined_outputs = 0, joined_rows = 0;
     A* joined = nullptr;
 
@@ -269,8 +314,8 @@ class Pooling {
         const Axis& axis = g.axis[0];
         const int64_t pieces = column_pieces(inner);
         for (int64_t task = part.first; task < part.last; ++task) {
-            const int64_t slab = task / pieces, j0 = task % pieces * 1024;
-            const int64_t n = at_most<int64_t>(1024, inner - j0);
+            const int64_t slab = task / pieces, j0 = task % pieces * kColumns;
+            const int64_t n = at_most(kColumns, inner - j0);
             const StridedLines<S> from{x + (slab * axis.size + axis.begin[0]) * inner + j0,
                                        axis.step * inner};
             if constexpr (Positions) {
@@ -338,27 +383,15 @@ class Pooling {
                 const int64_t taps = g.axis[a].count[o[a]];
                 code += rest % taps * scale;
                 rest /= taps;
-                scale *= static_cast<int>(g.axis[a].taps);
+                scale *= g.axis[a].taps;
             }
             codes[j] = static_cast<C>(code);
         }
     }
 
     void run_ring(const S* x, O* out, const Part& part) {
-        for (int a = 0; a < last; ++a)
-            for (int64_t i = 0; i < rows[a]; ++i) tag[a][i] = nullptr;
-        const int64_t outputs = g.axis[0].outputs;
-        int64_t slab = part.first / outputs, o = part.first % outputs - 1;
-        for (int64_t task = part.first; task < part.last; ++task) {
-            if (++o == outputs) o = 0, ++slab;
-            const int64_t at = slab * length[0] + o * length[1];
-            if (joins) {
-                const int64_t n = at_most(at_most(joined_outputs, outputs - o), part.last - task);
-                run_joined(x + slab * extent[0], out + at, o, n);
-                task += n - 1;
-                o += n - 1;
-                continue;
-            }
+        forget();
+        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
             if constexpr (direct_result && !Positions) {
                 reduce_slabs(0, o, x + slab * extent[0], out + at, nullptr);
             } else {
@@ -367,11 +400,87 @@ class Pooling {
                 if constexpr (Positions)
                     store_codes(codes, length[1], g.positions, at, part.positions);
             }
+            return int64_t{1};
+        });
+    }
+
+    // Calls body(slab, output of the first axis, its place in the result), which says how many
+    // outputs it has done.
+    template <class Body>
+    POOLKIT_INLINE void each_row(const Part& part, Body body) {
+        const int64_t outputs = g.axis[0].outputs;
+        int64_t slab = part.first / outputs, o = part.first % outputs;
+        for (int64_t task = part.first; task < part.last;) {
+            const int64_t done = body(slab, o, slab * length[0] + o * length[1]);
+            task += done;
+            o += done;
+            if (o == outputs) o = 0, ++slab;
         }
     }
 
+    // Columns are merged first, so that only one line for each output row is reduced along itself.
+    // Where the order shows (a NaN, a -0.0), rows come first as everywhere else.
+    void run_down(const S* x, O* out, const Part& part) {
+        using Columns = Quick<R, S>;
+        const Axis& down = g.axis[0];
+        const Axis& row = g.axis[1];
+        forget();
+        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
+            const S* from = x + slab * extent[0];
+            const int64_t count = down.count[o];
+            bool rows_first = false;
+            if constexpr (scans<R, S>)
+                for (int64_t t = 0; t < count; ++t) {
+                    const int64_t i = down.begin[o] + t * down.step;
+                    rows_first |= order_shows_in(from + i * row.size, i & (rows[0] - 1));
+                }
+            A* to = state;
+            if constexpr (direct_result) to = out + at;
+            if (rows_first) {
+                for (int64_t t = 0; t < count; ++t) {
+                    A* kept = ring[0] + t * stored[0];
+                    const S* line = from + (down.begin[o] + t * down.step) * row.size;
+                    within<R, A>(row, line, 0, row.outputs, whole_line, g.exponent, buffer, kept);
+                }
+                const StridedLines<A> window{ring[0], stored[0]};
+                across<R, A, false>(window, count, row.outputs, g.exponent, to);
+            } else {
+                const StridedLines<S> window{from + down.begin[o] * row.size, down.step * row.size};
+                across<Columns, A, true>(window, count, row.size, g.exponent, column);
+                within<OfStates<Columns>, A>(row, column, 0, row.outputs, whole_line, g.exponent,
+                                             buffer, state);
+                if constexpr (direct_result) memcpy(to, state, row.outputs * sizeof(A));
+            }
+            if constexpr (!direct_result)
+                finish(state, row.outputs, divisor(0, o), row.divisor, out + at);
+            return int64_t{1};
+        });
+    }
+
+    void forget() {
+        for (int a = 0; a < last; ++a)
+            for (int64_t i = 0; i < rows[a]; ++i) tag[a][i] = nullptr;
+    }
+
+    bool order_shows_in(const S* line, int64_t slot) {
+        if (tag[0][slot] != line) {
+            broken[0][slot] = order_shows<A>(line, g.axis[1].size);
+            tag[0][slot] = line;
+        }
+        return broken[0][slot];
+    }
+
+    void run_joined(const S* x, O* out, const Part& part) {
+        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
+            const int64_t left = part.last - (slab * g.axis[0].outputs + o);
+            const int64_t n = at_most(at_most(joined_outputs, g.axis[0].outputs - o), left);
+            join_rows(x + slab * extent[0], out + at, o, n);
+            return n;
+        });
+    }
+
     // n output rows from o on, whose input rows are reduced as one line.
-    void run_joined(const S* from, O* out, int64_t o, int64_t n) {
+    void join_rows(const S* from, O* out, int64_t o, int64_t n) {
         const Axis& rows_axis = g.axis[0];
         Axis row = g.axis[last];
         const int64_t width = row.outputs, first = rows_axis.begin[o];

@@ -157,10 +157,10 @@ class Scattering {
             for (; o < axis.full_begin; ++o) one(o);
             for (; o + lanes<A> <= axis.full_end; o += lanes<A>) {
                 const Vec<C> tap = load<C>(codes + o) - broadcast<C>(static_cast<C>(base));
-                const Vec<A> g16 = load<A>(grad + o);
+                const Vec<A> shares = load<A>(grad + o);
                 A* at = sums + o * axis.stride + axis.offset;
                 const auto share = [&](int64_t t) {
-                    return (tap == broadcast<C>(static_cast<C>(t))) ? g16 : Vec<A>{};
+                    return (tap == broadcast<C>(static_cast<C>(t))) ? shares : Vec<A>{};
                 };
                 if (axis.stride == 1) {
                     for (int64_t t = axis.taps - 1; t >= 0; --t)

@@ -56,12 +56,17 @@ POOLKIT_INLINE Vec<A> fold_to_lanes(const S* from, int64_t n, double p) {
     Wide<A> acc{};
     if (whole > 0) acc = fold_wides<R, A>(from, whole, p);
     if (rest > 0) {
-        A padded[width];
-        for (int64_t i = 0; i < width; ++i)
-            padded[i] = i < rest ? R::lift(static_cast<A>(widen(from[whole * width + i])), p)
-                                 : R::template identity<A>();
+        const Vec<A> nothing = broadcast<A>(R::template identity<A>());
         Wide<A> last;
-        memcpy(&last, padded, sizeof last);
+        for (int i = 0; i < Wide<A>::parts; ++i) {
+            const int64_t left = rest - i * lanes<A>;
+            const S* part = from + whole * width + i * lanes<A>;
+            last.v[i] = nothing;
+            if (left >= lanes<A>)
+                last.v[i] = R::lift(load<A>(part), p);
+            else if (left > 0)
+                last.v[i] = R::lift(load_first<A>(part, left, nothing), p);
+        }
         if (whole > 0)
             merge_wide<R>(acc, last);
         else
@@ -177,19 +182,33 @@ using Quick = typename Choose<scans<R, S>, NoNaN<R>, R>::type;
 template <class A>
 POOLKIT_INLINE bool has_nan(const A* from, int64_t n) {
     constexpr int64_t width = lanes<A>;
-    NaNWatch<A> watch;
+    Watch<A> watch;
     if (n < width) {
         const Vec<A> v = load_first<A>(from, n, Vec<A>{});
-        watch.show(v, v);
+        watch.nan(v, v);
         return watch.found();
     }
     int64_t i = 0;
     for (; i + 2 * width <= n; i += 2 * width)
-        watch.show(load<A>(from + i), load<A>(from + i + width));
+        watch.nan(load<A>(from + i), load<A>(from + i + width));
     if (i < n) {
         const int64_t last = n - width;
-        watch.show(load<A>(from + at_most(i, last)), load<A>(from + last));
+        watch.nan(load<A>(from + at_most(i, last)), load<A>(from + last));
     }
+    return watch.found();
+}
+
+// Whether the order in which columns and rows are merged shows: in a NaN, or in the sign of a zero.
+template <class A, class S>
+POOLKIT_ONCE bool order_shows(const S* from, int64_t n) {
+    constexpr int64_t width = lanes<A>;
+    Watch<A> watch;
+    int64_t i = 0;
+    for (; i + width <= n; i += width) watch.nan_or_minus_zero(load<A>(from + i));
+    if (i < n && n >= width)
+        watch.nan_or_minus_zero(load<A>(from + n - width));
+    else if (i < n)
+        watch.nan_or_minus_zero(load_first<A>(from, n, Vec<A>{}));
     return watch.found();
 }
 
@@ -201,13 +220,13 @@ POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* b
     // Vectors throughout, each running into what the next loop writes: a line is often short.
     constexpr int64_t width = lanes<A>;
     const Vec<A> nothing = broadcast<A>(R::template identity<A>());
-    NaNWatch<A> watch;
+    Watch<A> watch;
     for (int64_t i = 0; i < e.before; i += width) store<A>(buffer + i, nothing);
     const S* from = line + e.start + e.before;
     A* to = buffer + e.before;
     const auto copy = [&](int64_t i) {
         const Vec<A> v = load<A>(from + i);
-        if constexpr (scans<R, S>) watch.show(v, v);
+        if constexpr (scans<R, S>) watch.nan(v, v);
         store<A>(to + i, R::lift(v, p));
     };
     int64_t i = 0;
@@ -216,7 +235,7 @@ POOLKIT_INLINE const A* copy_line(const S* line, const Extent& e, double p, A* b
         copy(e.inside - width);
     } else if (i < e.inside) {
         const Vec<A> v = load_first<A>(from, e.inside, nothing);
-        if constexpr (scans<R, S>) watch.show(v, v);
+        if constexpr (scans<R, S>) watch.nan(v, v);
         if constexpr (scans<R, S> || R::plain) {
             store<A>(to, v);
         } else {
