@@ -10,21 +10,20 @@ no_grad, and under inference_mode.
 
 from __future__ import annotations
 
-import gc
-import random
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import poolkit
+from poolkit.timing import Schedule, interleave, paired_ratios
 
 ROUNDS = 31
-CALLS = 500  # a sample of a few milliseconds
+SCHEDULE = Schedule(budget_s=0, min_rounds=ROUNDS, max_rounds=ROUNDS, sample_s=2e-3)
 
 Pool = Callable[[Tensor], Tensor]
 
@@ -71,35 +70,20 @@ MODES: dict[str, tuple[Callable[[], AbstractContextManager[object]], bool]] = {
 }
 
 
-def seconds_per_call(pool: Pool, x: Tensor) -> float:
-    began = time.perf_counter()
-    for _ in range(CALLS):
-        pool(x)
-    return (time.perf_counter() - began) / CALLS
-
-
 def measure(x: Tensor, pools: dict[str, Pool]) -> dict[str, list[float]]:
-    """One sample of every pool per round, in random order."""
-    for pool in pools.values():
-        seconds_per_call(pool, x)
-    seconds: dict[str, list[float]] = {name: [] for name in pools}
-    order = list(pools)
-    for _ in range(ROUNDS):
-        random.shuffle(order)
-        for name in order:
-            seconds[name].append(seconds_per_call(pools[name], x))
-    return seconds
+    """Seconds per call of every pool, round by round."""
+    found = interleave([partial(pool, x) for pool in pools.values()], SCHEDULE)
+    return {name: samples.seconds for name, samples in zip(pools, found, strict=True)}
 
 
 def paired_ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+    return statistics.median(paired_ratios(above, below))
 
 
 def main() -> None:
     threads = torch.get_num_threads()
     print(f"microseconds per call, median of {ROUNDS} rounds; {threads} threads; ratios are paired")
     print(f"{'':26}{'':22}{'poolkit':>9}{'F':>8}{'aten':>8}{'poolkit/F':>11}{'poolkit/aten':>14}")
-    gc.disable()
     for case, (shape, pools) in CASES.items():
         for mode, (context, requires_grad) in MODES.items():
             x = torch.rand(shape).requires_grad_(requires_grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -214,11 +214,45 @@ def test_a_small_mean_agrees_with_aten(
         torch.testing.assert_close(native, aten, rtol=1e-6, atol=1e-7)
 
 
-def test_a_window_in_the_padding_has_no_gradient() -> None:
-    window = poolkit.Sliding(2, 2, padding=((2, 0), (0, 0)))
-    x = torch.randn(1, 1, 4, 4)
-    assert poolkit.pool(x, window, "max")[0, 0, 0, 0] == -torch.inf
-    with pytest.raises(poolkit.PoolValueError, match="has no position, while pooling float32"):
-        poolkit.pool(x.requires_grad_(), window, "max")
-    with pytest.raises(poolkit.PoolValueError, match="has no position"):
-        poolkit.pool_with_indices(x, window, "max")
+@pytest.mark.parametrize("size", [4, 40])
+@pytest.mark.parametrize(
+    "window",
+    [
+        poolkit.Sliding(2, 2, padding=((2, 0), (0, 0))),
+        poolkit.Sliding(1, 1, padding=((2, 2), (2, 2))),
+        poolkit.Sliding(2, 1, padding=((1, 1),) * 2, dilation=5),
+    ],
+    ids=str,
+)
+def test_a_window_in_the_padding_gets_no_gradient(window: poolkit.Sliding, size: int) -> None:
+    x = torch.randn(1, 3, size, size)
+    plain = poolkit.pool(x, window, "max")
+    assert bool(torch.isneginf(plain).any()) is (size == 4 or window.dilation == 1)
+    leaf = x.clone().requires_grad_()
+    pooled = poolkit.pool(leaf, window, "max")
+    assert torch.equal(pooled, plain)
+    seen = torch.isfinite(pooled)
+    (gradient,) = torch.autograd.grad(pooled[seen].sum(), leaf)
+    # Each window that sees something gives 1 to the value that it picked.
+    assert gradient.sum() == seen.sum()
+    assert bool((gradient[gradient > 0] == gradient[gradient > 0].round()).all())
+    if window.kernel_size == 1:
+        assert torch.equal(gradient, torch.ones_like(x))
+    assert torch.equal(torch.vmap(lambda x: poolkit.pool(x, window, "max"))(x), plain)
+    if not seen.all():
+        assert poolkit.explain(leaf, window).path == "composite"
+        for asked in (x, leaf):
+            with pytest.raises(poolkit.PoolValueError, match="has no position, while pooling fl"):
+                poolkit.pool_with_indices(asked, window, "max")
+
+
+@pytest.mark.parametrize("bins", [(0, 3), (3, 0), 0])
+@pytest.mark.parametrize("kind", ["avg", "max"])
+@pytest.mark.parametrize("size", [8, 60])
+def test_no_bins_have_a_gradient_of_zeros(kind: str, bins: Any, size: int) -> None:
+    pool = getattr(poolkit, f"adaptive_{kind}_pool2d")
+    x = torch.randn(1, 2, size, size, requires_grad=True)
+    pooled = pool(x, bins)
+    assert pooled.shape == (1, 2, *((bins,) * 2 if bins == 0 else bins))
+    (gradient,) = torch.autograd.grad(pooled.sum(), x)
+    assert torch.equal(gradient, torch.zeros_like(x))

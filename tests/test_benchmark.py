@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -20,7 +22,7 @@ from poolkit.benchmark.answers import (  # noqa: E402
     with_backward,
 )
 from poolkit.benchmark.cases import Case, CaseError, load_cases, select  # noqa: E402
-from poolkit.benchmark.engines import OnnxRuntime, OpenVINO  # noqa: E402
+from poolkit.benchmark.engines import Engine, OnnxRuntime, OpenVINO  # noqa: E402
 from poolkit.benchmark.peers import (  # noqa: E402
     TORCH_PEERS,
     Call,
@@ -30,10 +32,11 @@ from poolkit.benchmark.peers import (  # noqa: E402
     TorchEager,
     UnsupportedError,
 )
+from poolkit.timing import Quartiles, Schedule  # noqa: E402
 
 CASES = load_cases()
 PEERS = [*(peer for peer in TORCH_PEERS if peer not in (TorchCompile, Copy)), OnnxRuntime, OpenVINO]
-BRISK = runner.Settings(budget_s=0, min_rounds=3, max_rounds=3, sample_s=1e-5, rest_s=0)
+BRISK = Schedule(budget_s=0, min_rounds=3, max_rounds=3, sample_s=1e-5)
 SMALL = Case("small", "max", (1, 2, 6, 6), (2, 2), (2, 2), (0, 0), min_ratio_eager=1.0)
 
 
@@ -70,12 +73,25 @@ class Broken(TorchEager):
 def test_the_table_covers_what_the_report_promises() -> None:
     assert {case.rank for case in CASES} == {1, 2, 3}
     assert {case.dtype for case in CASES} == {"float32", "bfloat16", "int8"}
-    assert {"max", "min", "avg", "lp2", "adaptive_avg", "global_avg", "global_max"} == {
+    assert {"max", "min", "avg", "lp2", "lp3", "adaptive_avg", "global_avg", "global_max"} == {
         case.op for case in CASES
     }
     assert any(case.training for case in CASES)
     assert any(case.layout == "channels_last" for case in CASES)
     assert all(case.targets()["eager"] >= 1 for case in CASES)
+
+
+def test_targets_are_held_against_what_they_name() -> None:
+    # oneDNN has three: the two poolings of a network's stem, and that of its SPPF block.
+    held = {case.shape + case.kernel_size: case for case in CASES if "onednn" in case.targets()}
+    assert set(held) == {(32, 64, 112, 112, 2, 2), (32, 64, 112, 112, 3, 3), (8, 256, 40, 40, 5, 5)}
+    for case in held.values():
+        assert (case.op, case.dtype, case.layout) == ("max", "float32", "nchw")
+        assert not case.training
+        assert case.targets() == {"eager": 15.0, "onednn": 1.0}
+    trained = [case.targets() for case in CASES if case.training]
+    assert trained
+    assert all(targets == {"eager": 1.0} for targets in trained)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -244,7 +260,7 @@ def result_of(**milliseconds: list[float]) -> runner.CaseResult:
 def test_ratios_are_paired_within_a_round() -> None:
     # The machine is 10 times slower in the last round; the ratio of 4 is not moved by that.
     result = result_of(poolkit=[1, 1, 10], eager=[4, 4, 40])
-    assert result.ratio("eager") == pytest.approx(runner.Quartiles(4, 4, 4))
+    assert result.ratio("eager") == pytest.approx(Quartiles(4, 4, 4))
     assert result.ratio("onednn") is None
 
 
@@ -274,7 +290,7 @@ def example_run() -> report.Run:
     result.outcomes["wrong"] = runner.Outcome("wrong", "output: not equal")
     machine = {"cpu": "one", "usable_cores": 2, "date": "today", "os": "an", "load_average": 0.0}
     versions = dict.fromkeys(("eager", "wrong", "copy"), "1.0")
-    return report.Run(machine, versions, runner.Settings(), peers, [result])
+    return report.Run(machine, versions, runner.FULL, peers, [result])
 
 
 def test_json_states_times_ratios_and_reasons(tmp_path: Path) -> None:
@@ -310,15 +326,6 @@ def test_a_busy_machine_is_remarked() -> None:
     assert any("load average was 1.5" in line for line in report.remarks(busy, 1))
 
 
-def test_a_failed_write_leaves_the_old_report(tmp_path: Path) -> None:
-    path = tmp_path / "bench.md"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(UnicodeEncodeError):
-        report.write_text(path, "\ud800")
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_main_measures_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +352,18 @@ def test_main_refuses_what_it_cannot_measure(
 ) -> None:
     assert main(**options) == 2  # type: ignore[arg-type]
     assert fact in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime, OpenVINO], ids=lambda engine: engine.name)
+def test_a_missing_engine_says_what_to_install(
+    engine: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = engine.needs[-1]
+    for name in engine.needs[:-1]:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package, None)
+    reason = engine.missing()
+    assert reason == f"{package} is not installed: pip install onnx onnxruntime openvino"
 
 
 def test_a_wrong_answer_of_poolkit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

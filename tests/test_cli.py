@@ -217,6 +217,41 @@ def test_the_same_errors_for_optimize(capsys):
     assert fails(capsys, "optimize", "net.py:net").startswith("net.py:net comes without")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("optimize", "--tolerance", -1),
+            "tolerance must be a finite number of at least 0, got -1",
+        ),
+        (
+            ("optimize", "--tolerance", "nan"),
+            "tolerance must be a finite number of at least 0, got",
+        ),
+        (
+            ("optimize", "--seconds", "nan"),
+            "seconds must be a finite number of at least 0, got nan",
+        ),
+        (("inspect", "--seconds", "nan"), "seconds must be a finite number of at least 0, got nan"),
+        (("inspect", "--seconds", "inf"), "seconds must be a finite number of at least 0, got inf"),
+        (("inspect", "--seconds", -2), "seconds must be a finite number of at least 0, got -2"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(capsys, arguments, message):
+    command, *options = arguments
+    assert fails(capsys, command, "net.py:with_inputs", *options).startswith(message)
+
+
+def test_bench_help_names_every_option_and_its_unit(capsys):
+    assert run("bench", "--help") == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for option in ("--quick", "--json", "--markdown", "--threads", "--cases", "--peers"):
+        assert option in text
+    assert "2 seconds each" in text
+    assert "milliseconds per call" in text
+    assert "Numbers of threads" in text
+
+
 def test_unknown_command(capsys):
     assert fails(capsys, "squeeze").startswith('Unknown command "squeeze".')
 

@@ -111,6 +111,11 @@ PARAMETERS = [
     (lambda: Mean(count_include_pad="no"), PoolTypeError, "count_include_pad must be a bool"),
     (lambda: Mean(count_include_pad=[]), PoolTypeError, "count_include_pad must be a bool"),
     (lambda: poolkit.set_num_threads(0), PoolValueError, "threads must be at least 1, got 0"),
+    (
+        lambda: poolkit.set_num_threads(2**40),
+        PoolValueError,
+        f"threads must be at most 1024, got {2**40}",
+    ),
     (lambda: poolkit.set_num_threads(-1), PoolValueError, "threads must be at least 1, got -1"),
     (lambda: poolkit.set_num_threads(1.5), PoolTypeError, r"threads must be an integer, got 1\.5"),
     (lambda: poolkit.set_num_threads("2"), PoolTypeError, "threads must be an integer, got '2'"),
@@ -147,7 +152,7 @@ CALLS = [
     ((X.astype("M8[s]"), Global(), "max"), {}, PoolTypeError, "dtype datetime64.s. cannot be",
      "datetime64[s] (1, 2, 8, 8) with Global() and Max()", "Convert to one of"),
     ((X.astype(">f4"), Global(), "max"), {}, PoolTypeError, "dtype >f4 cannot be pooled",
-     ">f4 (1, 2, 8, 8) with Global() and Max()", "Convert to one of"),
+     ">f4 (1, 2, 8, 8) with Global() and Max()", r'x\.astype\(x\.dtype\.newbyteorder\("="\)\)'),
     ((X.astype("uint32"), Global(), "max"), {}, PoolTypeError, "dtype uint32 cannot be pooled",
      "uint32 (1, 2, 8, 8) with Global() and Max()", "Convert to one of"),
     ((X.astype("longdouble"), Global(), "max"), {}, PoolTypeError, r"dtype \w+ cannot be pooled",
@@ -221,6 +226,171 @@ def test_the_other_entry_points_refuse_alike(args: tuple, options: dict) -> None
     assert str(refusal(lambda: poolkit.explain(*args, **options))) == message
     if args[2] in ("max", max, "mode") and not isinstance(args[1], Pyramid):
         assert str(refusal(lambda: poolkit.pool_with_indices(*args, **options))) == message
+
+
+# --- what was asked before changes nothing --------------------------------------------------------
+
+SIZES = [
+    ({"kernel_size": 3.0}, r"kernel_size must be an integer .* got 3\.0"),
+    ({"kernel_size": np.float64(3)}, r"kernel_size must be an integer .* got"),
+    ({"kernel_size": (3.0, 3)}, r"kernel_size must be an integer .* got 3\.0"),
+    ({"kernel_size": np.array([3, 3])}, "kernel_size must be an integer .* got array"),
+    ({"kernel_size": 3, "stride": True}, "stride must be an integer .* got True"),
+    ({"kernel_size": 3, "padding": 1.0}, r"padding must be an integer .* got 1\.0"),
+    ({"kernel_size": 3, "padding": np.array([1, 1])}, "padding must be an integer .* got array"),
+    ({"kernel_size": 3, "ceil_mode": "no"}, "ceil_mode must be a bool, got 'no'"),
+    ({"kernel_size": 3, "ceil_mode": 1.0}, r"ceil_mode must be a bool, got 1\.0"),
+]
+
+
+@pytest.mark.parametrize("size", [8, 80])
+@pytest.mark.parametrize("torchs", [False, True])
+@pytest.mark.parametrize(("options", "what"), SIZES, ids=[str(s[0]) for s in SIZES])
+def test_equal_numbers_of_other_types_stay_refused(
+    options: dict, what: str, torchs: bool, size: int
+) -> None:
+    x = np.zeros((1, 2, size, size), dtype=np.float32)
+    if torchs:
+        x = pytest.importorskip("torch").from_numpy(x)
+    exact = {"kernel_size": 3, "stride": 1, "padding": 1, "ceil_mode": True}
+    for run in (poolkit.max_pool2d, poolkit.avg_pool2d):
+        run(x, **exact)
+        run(x, 3)
+        error = refusal(lambda run=run: run(x, **options))
+        assert re.search(what, error.what), error.what
+        assert error.context.startswith(f"float32 (1, 2, {size}, {size}) with Sliding(kernel_size=")
+
+
+def test_flags_are_not_converted() -> None:
+    x = np.zeros((1, 2, 8, 8), dtype=np.float32)
+    for wrong in ("no", None, 0.0):
+        error = refusal(lambda wrong=wrong: poolkit.avg_pool2d(x, 2, count_include_pad=wrong))
+        assert error.what == f"count_include_pad must be a bool, got {wrong!r}"
+    assert repr(Mean(count_include_pad=0)) == "Mean(count_include_pad=False)"
+
+
+@pytest.mark.parametrize("size", [8, 80])
+def test_integers_of_numpy_and_torch_are_integers(size: int) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.rand(1, 2, size, size)
+    want = poolkit.max_pool2d(x, 2)
+    for two in (np.int8(2), np.array(2), torch.tensor(2), [torch.tensor(2), 2]):
+        assert torch.equal(poolkit.max_pool2d(x, two), want)
+        assert repr(Sliding(two)) in ("Sliding(2)", "Sliding((2, 2))")
+    for wrong in (torch.tensor(2.0), torch.tensor(True), torch.tensor([2, 2])):
+        error = refusal(lambda wrong=wrong: poolkit.max_pool2d(x, wrong))
+        assert error.what.startswith(
+            "kernel_size must be an integer or a tuple of them, got tensor"
+        )
+
+
+# --- sums that do not fit ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("torchs", [False, True])
+def test_a_sum_that_leaves_64_bits_is_refused_and_a_mean_is_right(torchs: bool) -> None:
+    x: Any = np.array([[2**62, 2**62, -(2**62), 1]])
+    if torchs:
+        x = pytest.importorskip("torch").from_numpy(x)
+    error = refusal(lambda: poolkit.pool(x, Sliding(2), "sum"))
+    check_parts(
+        error,
+        "^a sum of int64 values does not fit 64 bits$",
+        "int64 (1, 4) with Sliding(2) and Sum()",
+        "^Convert the input to float64$",
+    )
+    refusal(lambda: poolkit.pool(x, Sliding(2), Mean(result="same")))
+    assert poolkit.pool(x, Sliding(2), "mean").tolist() == [[2.0**62, -(2.0**61)]]
+    assert poolkit.pool(x, Sliding(2, stride=2, padding=((2, 0),)), "max").tolist()[0][1] == 2**62
+    # What wraps nowhere is exact.
+    assert poolkit.pool(x[:, 1:], Sliding(3), "sum").tolist() == [[1]]
+
+
+# --- unpooling and fractions ---------------------------------------------------------------------
+
+V, P = np.ones((1, 1, 2, 2)), np.zeros((1, 1, 2, 2), dtype=np.int64)
+UNPOOL = [
+    (
+        (V, [[1]], 2),
+        {},
+        PoolTypeError,
+        "values and indices must be of one kind, got ndarray and list",
+    ),
+    (([[1]], P, 2), {}, PoolTypeError, "a NumPy array or a torch tensor was expected, got list"),
+    (
+        (V, P, 2),
+        {"output_size": 4},
+        PoolTypeError,
+        "output_size must be a sequence of integers, got 4",
+    ),
+    (
+        (V, P, 2),
+        {"output_size": ("a", 4)},
+        PoolTypeError,
+        "output_size must be an integer or a tuple",
+    ),
+    (
+        (V, P, 2),
+        {"output_size": (4,)},
+        PoolValueError,
+        "output_size has 1 entries for 2 spatial axes",
+    ),
+    ((V, P, 2), {"padding": 2}, PoolValueError, "the output would have the spatial shape (0, 0)"),
+    ((V, P, 2), {"stride": 2**39}, PoolValueError, "axis 0 of the output would have"),
+    ((V, P.astype(np.int32), 2), {}, PoolTypeError, "indices must be int64, got int32"),
+]
+
+
+@pytest.mark.parametrize(("args", "options", "kind", "what"), UNPOOL, ids=[u[3] for u in UNPOOL])
+def test_unpooling_refuses(args: tuple, options: dict, kind: type[PoolError], what: str) -> None:
+    error = refusal(lambda: poolkit.max_unpool2d(*args, **options))
+    assert type(error) is kind
+    assert error.what.startswith(what)
+    assert error.context.endswith(" back by max_unpool2d")
+
+
+def test_unpooling_refuses_a_tensor_with_an_array() -> None:
+    torch = pytest.importorskip("torch")
+    error = refusal(lambda: poolkit.max_unpool2d(torch.from_numpy(V), P, 2))
+    assert error.what == "values and indices must be of one kind, got Tensor and ndarray"
+
+
+IMAGE = np.zeros((2, 3, 9, 9))
+FRACTIONS = [
+    ({"_random_samples": np.zeros((2, 3, 3))}, PoolValueError,
+     r"_random_samples have the shape \(2, 3, 3\), not \(2, 3, 2\)"),
+    ({"_random_samples": np.zeros((1, 3, 2))}, PoolValueError, "not .2, 3, 2."),
+    ({"_random_samples": np.ones((2, 3, 2))}, PoolValueError, r"must lie in \[0, 1\)"),
+    ({"_random_samples": np.full((2, 3, 2), -0.1)}, PoolValueError, r"must lie in \[0, 1\)"),
+    ({"_random_samples": np.full((2, 3, 2), np.nan)}, PoolValueError, r"must lie in \[0, 1\)"),
+    ({"_random_samples": np.zeros((2, 3, 2), int)}, PoolTypeError, "must be floating, got int64"),
+    ({"_random_samples": [0.5]}, PoolTypeError, "must be of the input's kind, got list"),
+    ({"output_size": None, "output_ratio": "a"}, PoolTypeError, "output_ratio must be a number"),
+    ({"output_size": None, "output_ratio": 1.5}, PoolValueError, "output_ratio must lie between"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("torchs", [False, True])
+@pytest.mark.parametrize(("options", "kind", "what"), FRACTIONS, ids=[f[2] for f in FRACTIONS])
+def test_fractions_refuse(options: dict, kind: type[PoolError], what: str, torchs: bool) -> None:
+    options, x = {"output_size": 5, **options}, IMAGE
+    if torchs:
+        torch = pytest.importorskip("torch")
+        x = torch.from_numpy(IMAGE)
+        options = {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in options.items()
+        }
+    error = refusal(lambda: poolkit.fractional_max_pool2d(x, 2, **options))
+    assert type(error) is kind
+    assert re.search(what, error.what), error.what
+    assert error.context == "float64 (2, 3, 9, 9) by fractional_max_pool2d"
+
+
+def test_an_empty_batch_is_pooled_by_fractions_and_back() -> None:
+    empty = IMAGE[:0]
+    values, places = poolkit.fractional_max_pool2d(empty, 2, 5, return_indices=True)
+    assert values.shape == places.shape == (0, 3, 5, 5)
+    assert poolkit.max_unpool2d(values, places, 2).shape == (0, 3, 10, 10)
 
 
 # --- positions -----------------------------------------------------------------------------------
@@ -297,11 +467,20 @@ def test_a_missing_extra_says_how_to_get_it() -> None:
 
 
 def test_an_output_that_no_memory_holds() -> None:
-    """Neither a crash nor garbage."""
-    with pytest.raises((MemoryError, PoolError)):
-        poolkit.pool(X, Sliding(1, stride=1, padding=2**39), "max")
-    with pytest.raises((MemoryError, PoolError)):
-        poolkit.pool(X, Adaptive(2**39), "max")
+    """Neither a crash nor garbage, and refused before any memory is asked for."""
+    for window in (
+        Sliding(1, stride=1, padding=2**39),
+        Sliding(2, stride=1, padding=((2**39,) * 2,) * 2),
+        Adaptive(2**40),
+        Pyramid((2, 2**40)),
+    ):
+        error = refusal(lambda window=window: poolkit.pool(X, window, "max"))
+        check_parts(
+            error,
+            rf"^axis 0 of the output would have \d+ positions, more than {2**31}$",
+            f"{F} with {window} and Max()",
+            "^Use less padding, fewer bins",
+        )
 
 
 def test_large_strides_and_padding_are_right() -> None:

@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import re
-import sys
-from itertools import pairwise
 
 import pytest
 
@@ -17,35 +12,15 @@ pytest.importorskip("PIL")
 pytest.importorskip("jinja2")
 
 import torch.nn.functional as F
+from models import Calls, look
 from torch import nn
 
 import poolkit
 import poolkit.nn
-from poolkit.errors import MissingExtraError, PoolError, PoolTypeError, PoolValueError
-from poolkit.inspection import LayerRecord, Report, inspect, measure
-from poolkit.inspection.dataflow import Axis
-from poolkit.inspection.files import write_whole
-from poolkit.inspection.measure import Comparison, interleave, saved_for_backward
-from poolkit.inspection.page import render
-from poolkit.inspection.pictures import feature_maps, palette, png
+from poolkit.errors import PoolTypeError, PoolValueError
+from poolkit.inspection import inspect
+from poolkit.inspection.memory import saved_for_backward
 from poolkit.inspection.trace import trace
-
-
-def look(model: nn.Module, *inputs: torch.Tensor) -> list[LayerRecord]:
-    return inspect(model, inputs, seconds=0, pictures=False).layers
-
-
-class Calls(nn.Module):
-    """A convolution, and then whatever a test wants to call."""
-
-    def __init__(self, call) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.call = call
-
-    def forward(self, x):
-        return self.call(self.conv(x))
-
 
 WAYS = {
     "F.max_pool2d": (lambda x: F.max_pool2d(x, 2), "max_pool2d", "2×2"),
@@ -251,6 +226,35 @@ def test_poolkits_modules_called_by_keyword_are_found():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("by_keyword", [False, True])
+@pytest.mark.parametrize(
+    ("module", "operation"),
+    [
+        (poolkit.nn.MaxPool1d(2), "max_pool1d"),
+        (poolkit.nn.MaxPool2d(2), "max_pool2d"),
+        (poolkit.nn.AvgPool1d(2), "avg_pool1d"),
+        (poolkit.nn.AvgPool2d(2), "avg_pool2d"),
+        (poolkit.nn.AdaptiveAvgPool2d(2), "adaptive_avg_pool2d"),
+        (poolkit.nn.GlobalAvgPool1d(), "global_avg_pool1d"),
+        (poolkit.nn.GlobalAvgPool2d(), "global_avg_pool2d"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_poolkits_modules_on_tiny_inputs_are_found_as_poolkits(module, operation, by_keyword):
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = module
+
+        def forward(self, x):
+            return self.pool(input=x) if by_keyword else self.pool(x)
+
+    x = torch.randn(1, 2, *[8] * int(operation[-2]))
+    (layer,) = look(Tiny(), x)
+    assert (layer.name, layer.kind, layer.operation) == ("pool", "module", operation)
+    assert layer.out_shape == list(module(x).shape)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_is_inspected_as_it_was_written():
     model = torch.compile(Calls(lambda x: F.max_pool2d(x, 2)))
@@ -261,9 +265,15 @@ def test_a_compiled_model_is_inspected_as_it_was_written():
 def test_poolkits_calls_leave_no_trace_behind():
     from poolkit.torch import dispatch
 
-    before = dispatch.pool, dispatch.pool_with_indices
+    def ways():
+        return dispatch.pool, dispatch.pool_with_indices, poolkit.functional.shortcuts
+
+    before = ways()
     look(Calls(lambda x: poolkit.max_pool2d(x, 2)), torch.randn(1, 3, 8, 8))
-    assert (dispatch.pool, dispatch.pool_with_indices) == before
+    assert ways() == before
+    with pytest.raises(PoolValueError):
+        look(Calls(lambda x: poolkit.max_pool2d(x, 0)), torch.randn(1, 3, 8, 8))
+    assert ways() == before
 
 
 def test_the_field_of_a_window_of_poolkits():
@@ -277,97 +287,6 @@ def test_the_field_of_a_window_of_poolkits():
 def test_share_kept():
     (layer,) = look(nn.Sequential(nn.MaxPool2d(2)), torch.zeros(1, 1, 56, 56))
     assert (layer.in_shape, layer.out_shape, layer.kept) == ([1, 1, 56, 56], [1, 1, 28, 28], 0.25)
-
-
-# ---------------------------------------------------------------- receptive fields
-
-
-def _seen_by_gradient(model: nn.Module, x: torch.Tensor) -> list[int]:
-    """The oracle: the input positions with a gradient of one output value in the middle.
-
-    Averages in place of max, and weights of one: no gradient is zero by chance.
-    """
-    x = x.double().requires_grad_()
-    out = model.double()(x)
-    middle = tuple(size // 2 for size in out.shape[2:])
-    out[(0, 0, *middle)].backward()
-    touched = x.grad[0].abs().sum(0).nonzero()
-    return [int(axis.max() - axis.min() + 1) for axis in touched.T]
-
-
-def _positive(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        nn.init.ones_(parameter)
-    return model
-
-
-class Branches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 2, 3, padding=1)
-        self.narrow = nn.Conv2d(2, 2, 1)
-        self.wide = nn.Conv2d(2, 2, 7, padding=3)
-        self.pool = nn.AvgPool2d(2)
-
-    def forward(self, x):
-        x = self.stem(x)
-        return self.pool(self.narrow(x) + self.wide(x))
-
-
-class Joined(Branches):
-    def forward(self, x):
-        x = self.stem(x)
-        return self.pool(torch.cat([self.wide(x), self.narrow(x)], 1))
-
-
-NETWORKS = {
-    "convolutions": nn.Sequential(
-        nn.Conv2d(2, 2, 7, 2, 3), nn.AvgPool2d(3, 2, 1), nn.Conv2d(2, 2, 3), nn.AvgPool2d(2)
-    ),
-    "dilation": nn.Sequential(nn.Conv2d(2, 2, 3, dilation=(1, 4)), nn.AvgPool2d((3, 2), 1)),
-    "one axis": nn.Sequential(nn.Conv1d(2, 2, 5, 3), nn.AvgPool1d(4, 2)),
-    "three axes": nn.Sequential(nn.Conv3d(2, 2, (1, 3, 2), (1, 2, 1)), nn.AvgPool3d(2)),
-    "a branch and a sum": Branches(),
-    "a branch and a concatenation": Joined(),
-    "nearest upsampling": nn.Sequential(
-        nn.Conv2d(2, 2, 3, 2, 1), nn.Upsample(scale_factor=2), nn.AvgPool2d(3, 1)
-    ),
-    "transposed": nn.Sequential(nn.ConvTranspose2d(2, 2, 2, 2), nn.AvgPool2d(3, 1)),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_receptive_field_is_what_the_gradient_touches(name):
-    model = NETWORKS[name]
-    rank = 1 if name == "one axis" else 3 if name == "three axes" else 2
-    x = torch.rand(1, 2, *[64 if rank < 3 else 24] * rank)
-    layer = look(model, x)[-1]
-    assert layer.receptive_field == _seen_by_gradient(_positive(model), x)
-    assert not layer.whole_input
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda x: x.mean((2, 3)),
-        lambda x: F.adaptive_avg_pool2d(x, 1),
-        lambda x: x.flatten(2).amax(-1),
-        lambda x: F.avg_pool2d(x * x.mean((2, 3), keepdim=True).sigmoid(), 2),
-    ],
-    ids=["mean", "adaptive", "flattened", "gated by a mean"],
-)
-def test_what_sees_everything_says_so(call):
-    layer = look(Calls(call), torch.randn(1, 3, 20, 20))[-1]
-    assert layer.whole_input
-    assert layer.receptive_field == layer.input_extent == [20, 20]
-
-
-def test_a_field_is_never_larger_than_the_input():
-    model = nn.Sequential(nn.Conv2d(3, 4, 9, padding=4), nn.MaxPool2d(8))
-    (layer,) = look(model, torch.randn(1, 3, 12, 12))
-    assert (layer.receptive_field, layer.whole_input) == ([12, 12], True)
-    assert Axis(224).through(7, 2).through(3, 2).seen() == 11
-    assert Axis(9).through(7, 2).through(3, 2).seen() == 9
 
 
 # ---------------------------------------------------------------- the model is left alone
@@ -439,211 +358,21 @@ def test_poolkit_saves_less():
     assert layer.poolkit_saved <= 2 * 8 * 32 * 32 + 64 < layer.torch_saved
 
 
-def test_interleaved_samples_are_paired():
-    order = []
-    samples = interleave([lambda: order.append("a"), lambda: order.append("b")], seconds=0.0)
-    assert len(samples[0]) == len(samples[1]) >= 7
-    assert set(order) == {"a", "b"}
-
-
-def test_a_comparison_knows_noise_from_difference():
-    noise = Comparison((1.0, 1.2) * 20, (1.2, 1.0) * 20)
-    assert noise.interval[0] < 1 < noise.interval[1]
-    assert noise.undecided
-    faster = Comparison((2.0, 2.4) * 20, (1.2, 1.0) * 20)
-    assert faster.interval[0] > 1
-    assert not faster.undecided
-    assert Comparison((1e-3,) * 9, (2e-3,) * 9).before_ms == 1.0
-
-
-@pytest.mark.parametrize(("ratio", "looks"), [(1.0, 3), (2.0, 1)])
-def test_an_undecided_comparison_looks_again(monkeypatch, ratio, looks):
-    taken = []
-
-    def samples(calls, seconds):
-        taken.append(seconds)
-        return [[ratio] * 15, [1.0] * 15]
-
-    monkeypatch.setattr(measure, "interleave", samples)
-    found = measure.compare(lambda: None, lambda: None, 0.5)
-    assert (len(taken), len(found.before)) == (looks, 15 * looks)
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def test_channels_that_vary_most_come_first():
-    before = torch.zeros(2, 3, 4, 4)
-    before[0, 1] = torch.arange(16.0).reshape(4, 4)
-    before[0, 2, 0, 0] = 1
-    before[1, 0] = torch.randn(4, 4) * 100  # the second sample does not count
-    maps = feature_maps(before, F.max_pool2d(before, 2), rank=2)
-    assert [m.channel for m in maps] == [1, 2, 0]
-    assert (maps[0].low, maps[0].high, maps[0].before_shape, maps[0].after_shape) == (
-        0.0, 15.0, (4, 4), (2, 2),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("before", "after", "rank", "shapes"),
+    ("module", "saved"),
     [
-        ((2, 3, 8), (2, 3, 4), 1, ((1, 8), (1, 4))),
-        ((2, 3, 8, 8), (2, 3), 2, ((8, 8), (1, 1))),
-        ((2, 3, 4, 6, 8), (2, 3, 2, 3, 4), 3, ((6, 8), (3, 4))),
-        ((3, 8, 8), (3, 4, 4), 2, ((8, 8), (4, 4))),
-        ((2, 3, 8), (2, 3), 1, ((1, 8), (1, 1))),
-        ((3, 8), (3, 4), 1, ((1, 8), (1, 4))),
+        (nn.MaxPool2d(2), 8 * 64 * 4 + 8 * 16 * 8),  # the input, and an int64 for every output
+        (nn.AvgPool2d(2), 8 * 64 * 4),
     ],
+    ids=["max", "average"],
 )
-def test_maps_of_every_rank_are_shown(before, after, rank, shapes):
-    first, *_ = maps = feature_maps(torch.randn(before), torch.randn(after), rank)
-    assert len(maps) == 3
-    assert (first.before_shape, first.after_shape) == shapes
-    assert first.before.startswith(b"\x89PNG")
+def test_what_both_run_by_aten_saves_the_same_bytes(module, saved):
+    x = torch.randn(1, 8, 8, 8)
+    (layer,) = look(nn.Sequential(module), x)
+    assert (layer.torch_saved, layer.poolkit_saved) == (saved, saved)
 
 
-def test_maps_that_do_not_match_are_not_shown():
-    assert feature_maps(torch.randn(1, 3, 4, 4), torch.randn(1, 5, 2, 2), 2) == []
-    assert feature_maps(torch.randn(0, 3, 4, 4), torch.randn(0, 3, 2, 2), 2) == []
-
-
-def test_a_picture_is_enlarged_by_repeating_and_survives_nan():
-    import io
-
-    from PIL import Image
-
-    plane = torch.tensor([[0.0, 1.0], [float("nan"), float("inf")]])
-    image = Image.open(io.BytesIO(png(plane, 0.0, 1.0)))
-    assert image.size == (128, 128)
-    colours = image.convert("RGB")
-    corners = [colours.getpixel(at) for at in ((0, 0), (127, 0), (0, 127), (127, 127))]
-    scale = palette()
-    assert corners == [
-        tuple(scale[:3]), tuple(scale[254 * 3 : 255 * 3]), (128, 128, 128),
-        tuple(scale[254 * 3 : 255 * 3]),
-    ]  # fmt: skip
-
-
-def test_the_colour_scale_gets_lighter_in_every_step():
-    colours = palette()
-    assert len(colours) == 256 * 3
-    linear = [(c / 255 / 12.92) if c < 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colours]
-    luminance = [
-        0.2126 * linear[i] + 0.7152 * linear[i + 1] + 0.0722 * linear[i + 2]
-        for i in range(0, 255 * 3, 3)
-    ]
-    # Rounding to bytes may turn one step into none, and no more.
-    assert all(b > a * 0.99 for a, b in pairwise(luminance))
-    assert all(b > a for a, b in pairwise(luminance[::8]))
-    assert luminance[0] < 0.02 < 0.8 < luminance[-1]
-
-
-# ---------------------------------------------------------------- the report
-
-
-@pytest.fixture
-def report() -> Report:
-    torch.manual_seed(0)
-    model = Calls(lambda x: F.max_pool2d(x, 2).mean((2, 3)))
-    return inspect(model, torch.rand(2, 3, 8, 8), name="<b>Net</b>", seconds=0.01)
-
-
-def test_json_is_versioned_and_complete(report):
-    data = json.loads(report.to_json())
-    assert data["version"] == 1
-    assert data["model"] == "<b>Net</b>"
-    assert data["inputs"] == ["float32[2, 3, 8, 8]"]
-    assert [layer["operation"] for layer in data["layers"]] == ["max_pool2d", "mean"]
-    assert data["layers"][0]["torch_saved"] == 2 * 8 * 64 * 4 + 2 * 8 * 16 * 8
-    assert "pictures" not in data["layers"][0]
-    assert data["torch_share"] == pytest.approx(sum(x["torch_share"] for x in data["layers"]))
-
-
-def test_json_has_no_infinity():
-    model = nn.Sequential(nn.LPPool2d(float("inf"), 2))
-    data = json.loads(inspect(model, torch.rand(1, 1, 4, 4), seconds=0).to_json())
-    assert data["layers"][0]["arguments"]["norm_type"] == "inf"
-
-
-def test_page_is_self_contained(report):
-    page = render(report)
-    assert "<script" not in page
-    assert not re.search(r"""(?:src|href)=["'](?!data:image/|#)""", page)
-    assert not re.search(r"\sstyle=", page)
-    assert "url(" not in page
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
-    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
-    assert policy is not None
-    assert style is not None
-    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    assert "default-src 'none'" in policy[1].replace("&#39;", "'")
-    assert f"sha256-{digest}" in policy[1]
-
-
-def test_page_escapes_names_and_describes_pictures(report):
-    page = render(report)
-    assert "<b>Net</b>" not in page
-    assert "&lt;b&gt;Net&lt;/b&gt;" in page
-    assert all('alt="' in tag for tag in re.findall(r"<img [^>]*>", page))
-    assert re.search(r'alt="Channel \d before: 8 by 8, from [-\d.e]+ to [-\d.e]+, mean', page)
-    assert "One value sees 4×4 of the 8×8 input" in page
-
-
-def test_page_without_pooling_says_what_was_looked_for():
-    report = inspect(nn.Linear(2, 2), torch.zeros(1, 2), seconds=0)
-    page = render(report)
-    assert "No pooling ran" in page
-    assert "mean, sum, max, min and logsumexp over the spatial axes" in page
-    assert json.loads(report.to_json())["layers"] == []
-
-
-def test_print_shows_the_table(report):
-    text = str(report)
-    assert "max 2×2" in text
-    assert "mean over space axes 2, 3" in text
-    assert "When training it keeps" in text
-    assert "\x1b" not in text
-    assert "PNG" not in repr(report)
-
-
-@pytest.mark.parametrize(("package", "name"), [("jinja2", "jinja2"), ("PIL", "pillow")])
-def test_missing_packages_say_what_to_install(monkeypatch, package, name):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError) as caught:
-        render(inspect(nn.MaxPool2d(2), torch.rand(1, 1, 4, 4), seconds=0))
-    assert str(caught.value) == (
-        f"this part of poolkit needs the package '{name}', which is not installed. "
-        "Install it with: pip install 'poolkit[inspect]'."
-    )
-
-
-def test_html_is_written_whole_or_not_at_all(report, tmp_path):
-    target = tmp_path / "report.html"
-    assert report.to_html(target) == target
-    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_writing_fails_with_a_reason_and_leaves_the_old_file(tmp_path, monkeypatch):
-    with pytest.raises(PoolValueError, match="it is a folder"):
-        write_whole(tmp_path, "x")
-    with pytest.raises(PoolValueError, match="there is no folder"):
-        write_whole(tmp_path / "nowhere" / "report.html", "x")
-    target = tmp_path / "report.html"
-    target.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(PoolError, match=r"cannot write .*report\.html: No space left on device"):
-        write_whole(target, "new")
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_progress_counts_up_to_the_end():
-    seen = []
-    model = nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2))
-    inspect(model, torch.zeros(1, 1, 8, 8), seconds=0, progress=lambda *args: seen.append(args))
-    assert seen == [("running the model", 0, 0), ("0", 0, 2), ("1", 1, 2), ("done", 2, 2)]
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "1"])
+def test_seconds_that_cannot_be_waited_for_are_refused(seconds):
+    with pytest.raises(PoolValueError, match=r"seconds must be .* got .*, or 0 to time nothing"):
+        inspect(nn.MaxPool2d(2), torch.rand(1, 1, 4, 4), seconds=seconds)

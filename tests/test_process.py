@@ -109,7 +109,7 @@ def test_without_torch_the_message_names_the_extra(part: str) -> None:
         + "except poolkit.MissingExtraError as error:\n    print(error)\n"
     )
     assert got.startswith("this part of poolkit needs the package 'torch', which is not installed.")
-    assert "pip install 'poolkit[" in got
+    assert got.endswith("pip install 'poolkit[torch]'.")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

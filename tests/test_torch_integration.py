@@ -54,6 +54,8 @@ COMPILED: dict[str, Callable[..., Any]] = {
     "GlobalAvgPool2d": poolkit.nn.GlobalAvgPool2d(),
     "Pool": poolkit.nn.Pool(poolkit.Pyramid((3, 1)), "soft"),
     "two": lambda x: poolkit.pool(poolkit.pool(x, "Sliding(2)", "max"), "Global()", "gem"),
+    "no bins of a max": lambda x: poolkit.adaptive_max_pool2d(x, (0, 3)),
+    "no bins of a mean": lambda x: poolkit.adaptive_avg_pool2d(x, (0, 3)),
 }
 
 
@@ -70,13 +72,33 @@ def test_compile(name: str, dynamic: bool) -> None:
     run = COMPILED[name]
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for form in FORMATS:
-        x = torch.randn(2, 4, 20, 22).contiguous(memory_format=form)
+        # Not so tiny that the eager run goes to aten, whose means differ in the last bit.
+        x = torch.randn(2, 4, 24, 26).contiguous(memory_format=form)
         assert torch.equal(compiled(x), run(x))
         for mine, eager in zip(
             value_and_gradient(compiled, x), value_and_gradient(run, x), strict=True
         ):
             torch.testing.assert_close(mine, eager)
         assert compiled(x).stride() == run(x).stride()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    "window", ["padding=((2, 2), (2, 2))", "padding=((20, 20), (20, 20)), dilation=50"]
+)
+def test_compile_with_a_window_in_the_padding(window: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        pooled = poolkit.pool(x, f"Sliding(2, stride=1, {window})", "max")
+        return torch.where(pooled.isinf(), 0.0, pooled)
+
+    x = torch.randn(1, 3, 40, 45)
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for mine, eager in zip(
+        value_and_gradient(compiled, x), value_and_gradient(run, x), strict=True
+    ):
+        assert torch.equal(mine, eager)
 
 
 def count_graphs() -> tuple[Callable[..., Any], list[int]]:
@@ -278,6 +300,33 @@ def test_the_fake_kernel_knows_the_size_of_a_code(window: str, shape: tuple[int,
     assert [t.dtype for t in fake] == [t.dtype for t in real]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "order"),
+    [
+        ("max_pool2d", (64, 64, 3), (2, 0, 1)),
+        ("max_pool1d", (2, 2000, 3), (0, 2, 1)),
+        ("avg_pool2d", (64, 64, 3), (2, 0, 1)),
+        ("max_pool2d", (2, 64, 64, 3), (0, 3, 1, 2)),
+        ("max_pool3d", (2, 20, 20, 20, 3), (0, 4, 1, 2, 3)),
+    ],
+)
+def test_channels_stay_behind_where_torch_has_a_format_for_it(
+    name: str, shape: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    x = torch.rand(shape).permute(order)
+    mine, theirs = getattr(poolkit, name)(x, 2), getattr(torch.nn.functional, name)(x, 2)
+    assert mine.stride() == theirs.stride()
+    torch.testing.assert_close(mine, theirs)
+    if "max" in name:
+        values, places = getattr(poolkit, name)(x, 2, return_indices=True)
+        assert values.stride() == places.stride() == theirs.stride()
+    # Under a transform the batch is one axis more.
+    if x.ndim > 4:
+        return
+    mapped = torch.vmap(lambda x: getattr(poolkit, name)(x, 2))(torch.stack([x, x + 1]))
+    torch.testing.assert_close(mapped, torch.stack([theirs, theirs + 1]))
+
+
 # --- tensors of other kinds ----------------------------------------------------------------------
 
 
@@ -304,7 +353,8 @@ def test_parameters_and_subclasses() -> None:
     x = torch.randn(1, 2, 6, 6)
     for special in (torch.nn.Parameter(x), x.as_subclass(Mine)):
         for run in (poolkit.max_pool2d, poolkit.avg_pool2d):
-            assert torch.equal(run(special, 2).detach().as_subclass(torch.Tensor), run(x, 2))
+            mine = run(special, 2).detach().as_subclass(torch.Tensor)
+            torch.testing.assert_close(mine, run(x, 2), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -342,6 +392,14 @@ def test_explain_says_what_runs() -> None:
     assert poolkit.explain(small, "Sliding(2)", "sum").path == "native"
     assert poolkit.explain(large, "Sliding(2)").path == "native"
     assert poolkit.explain(large, "Sliding(2)", "median").path == "composite"
+    mixed = poolkit.explain(small, poolkit.Pyramid(((None, 2), 1)), "mean")
+    assert mixed.path == "mixed"
+    assert mixed.why == (
+        "Adaptive((None, 2)) goes native, as Mean() of float32 has a kernel; "
+        "Adaptive(1) goes aten, as under 4096 elements the overhead of a call decides"
+    )
+    assert poolkit.explain(small, poolkit.Pyramid((2, 1)), "mean").path == "aten"
+    assert poolkit.explain(large, poolkit.Pyramid((2, 1)), "max").position_bytes == 2
 
 
 @pytest.mark.parametrize(
@@ -356,3 +414,24 @@ def test_what_cannot_be_pooled(x: torch.Tensor, reason: str) -> None:
     for run in (poolkit.max_pool2d, poolkit.avg_pool2d):
         with pytest.raises(poolkit.PoolTypeError, match=f"{reason}, while pooling .*Sliding"):
             run(x, 2)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_cannot_be_pooled(layout: torch.layout) -> None:
+    x = torch.nested.nested_tensor([torch.zeros(2, 8, 8), torch.zeros(3, 8, 8)], layout=layout)
+    for run in (
+        lambda: poolkit.max_pool2d(x, 2),
+        lambda: poolkit.avg_pool2d(x, 2),
+        lambda: poolkit.pool(x, "Sliding(2)", "max"),
+        lambda: poolkit.explain(x, "Sliding(2)", "max"),
+        lambda: poolkit.pool_with_indices(x, "Sliding(2)", "max"),
+        lambda: poolkit.fractional_max_pool2d(x, 2, 2),
+        lambda: poolkit.max_unpool2d(x, x, 2),
+    ):
+        with pytest.raises(poolkit.PoolTypeError) as caught:
+            run()
+        assert str(caught.value).startswith(
+            "a nested tensor cannot be pooled, while pooling a nested tensor of float32 "
+        )
+        assert str(caught.value).endswith("Pool each of x.unbind().")

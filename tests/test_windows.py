@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -296,6 +299,55 @@ def test_a_window_of_the_users_own() -> None:
     np.testing.assert_array_equal(poolkit.pool(x, Halves(), "max"), [[[4, 9]]])
     np.testing.assert_array_equal(poolkit.pool(x, Halves(), "median"), [[[2, 7]]])
     np.testing.assert_array_equal(poolkit.pool_with_indices(x, Halves())[1], [[[4, 9]]])
+
+
+class EachOnItsOwn(Window):
+    """Says nothing about its bounds."""
+
+    def output_shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(shape)
+
+    def axes(self, shape: Sequence[int]) -> tuple[Spans, ...]:
+        ones = [np.ones(size, dtype=np.int64) for size in shape]
+        return tuple(Spans(len(one), np.arange(len(one)), one, 1, one) for one in ones)
+
+    def receptive_field(
+        self, shape: Sequence[int], before: Sequence[ReceptiveField] | None = None
+    ) -> tuple[ReceptiveField, ...]:
+        return tuple(before or [ReceptiveField()] * len(shape))
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (4, 9)])
+@pytest.mark.parametrize(
+    "window",
+    [
+        Global(),
+        Adaptive(3),
+        Adaptive(0),
+        Adaptive(7),
+        Sliding(2),
+        Sliding(2, stride=1, padding=2),
+        Sliding(2, stride=1, padding=1, dilation=5),
+        Sliding(2, stride=1, padding=1, dilation=2),
+        Sliding(2, stride=1, padding="same", dilation=5),
+        Sliding(3, stride=2, padding=1, ceil_mode=True),
+    ],
+    ids=str,
+)
+def test_bounds_hold_without_the_spans(window: Window, shape: tuple[int, ...]) -> None:
+    spans = window.axes(shape)
+    taps = math.prod(max(span.taps, 1) for span in spans)
+    least, most = window.taps_bound(shape)
+    assert least <= taps <= max(most, 1)
+    all_see = all(bool((span.count > 0).all()) for span in spans)
+    assert all_see or not window.always_sees(shape)
+    # For these sizes and windows the answer is exact.
+    assert window.always_sees(shape) == all_see
+
+
+def test_a_window_without_bounds_of_its_own_gets_those_of_its_spans() -> None:
+    assert EachOnItsOwn().taps_bound((4, 5)) == (1, 1)
+    assert EachOnItsOwn().always_sees((4, 5))
 
 
 def test_the_span_check_can_fail() -> None:

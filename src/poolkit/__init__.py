@@ -93,6 +93,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("poolkit"):
             raise
-        raise MissingExtraError(error.name, "torch" if name == "nn" else "inspect") from None
+        missing = error.name.partition(".")[0]
+        raise MissingExtraError(missing, "torch" if missing == "torch" else "inspect") from None
     value = globals()[name] = getattr(loaded, attribute) if attribute else loaded
     return value

@@ -45,6 +45,7 @@ class Arrays(Protocol):
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array: ...
     def largest(self, x: Array) -> Array: ...
     def smallest(self, x: Array) -> Array: ...
+    def bounds(self, x: Array) -> tuple[int, int]: ...
 
 
 class NumpyArrays:
@@ -125,6 +126,9 @@ class NumpyArrays:
 
     def smallest(self, x: Array) -> Array:
         return x.min(axis=-1)
+
+    def bounds(self, x: Array) -> tuple[int, int]:
+        return int(x.min()), int(x.max())
 
 
 class TorchArrays:
@@ -209,6 +213,10 @@ class TorchArrays:
 
     def smallest(self, x: Array) -> Array:
         return x.amin(-1)
+
+    def bounds(self, x: Array) -> tuple[int, int]:
+        low, high = x.aminmax()
+        return int(low), int(high)
 
 
 _NUMPY = NumpyArrays()

@@ -12,12 +12,21 @@ from . import kernels
 from .arrays import Array, arrays_of
 from .composite import composite, composite_indices
 from .dtypes import dtype_of
-from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor
 from .plan import Plan, plan_for
-from .reductions import Max, Mean, Min, Reduction, Sum, as_reduction
+from .reductions import Max, Min, Reduction, Sum, as_reduction
 from .windows import Window, as_window
 
-__all__ = ["Explanation", "explain", "pool", "pool_with_indices"]
+__all__ = [
+    "Explanation",
+    "beyond_64_bits",
+    "check_array",
+    "explain",
+    "join_grids",
+    "pool",
+    "pool_with_indices",
+    "runner_of",
+]
 
 
 def pool(
@@ -39,6 +48,8 @@ def pool(
         reduction: how they become one value: a `Reduction`, its name, or its recipe.
         ndim: the number of spatial axes. When the window's parameters do not fix it, the default
             is all axes but two, a batch and channels being in front, and at least one.
+        channels_last: whether the channels are the last axis, behind the spatial ones, as in
+            (N, H, W, C); the result has them there too.
 
     Returns:
         An array of the same kind, ``(..., *window.output_shape(spatial))``. The dtype is the
@@ -46,7 +57,8 @@ def pool(
 
     Raises:
         PoolValueError, PoolTypeError: what is wrong, with which shape, window and reduction, and
-            what to do instead.
+            what to do instead. Also where a sum of int64 values does not fit 64 bits, unless the
+            values cannot be looked at: in a compiled program, or under a transform of torch.func.
 
     >>> import numpy as np, poolkit
     >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
@@ -62,7 +74,7 @@ def pool(
         spatial_axes = _spatial_axes(x, window, ndim, channels_last)
         return runner.pool(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
-        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+        raise error.pooling(x, window, reduction) from None
 
 
 def pool_with_indices(
@@ -81,6 +93,10 @@ def pool_with_indices(
         The values, and for each the flat position in the spatial axes (int64): the first of equal
         values in row-major order, or the last NaN if there is one, as torch has it.
 
+    Raises:
+        PoolValueError, PoolTypeError: as `pool`, and for a reduction other than max and min, for
+            a pyramid, and where a window lies wholly in the padding.
+
     >>> import numpy as np, poolkit
     >>> poolkit.pool_with_indices(np.array([[1, 7, 7, 2]]), poolkit.Sliding(4))
     (array([[7]]), array([[1]]))
@@ -95,7 +111,7 @@ def pool_with_indices(
         spatial_axes = _spatial_axes(x, window, ndim, channels_last)
         return runner.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
-        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+        raise error.pooling(x, window, reduction) from None
 
 
 class _Numpy:
@@ -123,14 +139,21 @@ def runner_of(x: Array) -> Any:
     return _Numpy
 
 
-def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
-    """The number of spatial axes, from the argument, the window, or the rank."""
-    rank = getattr(x, "ndim", None)
-    if rank is None:
+def check_array(x: Any) -> None:
+    """Refuses what is no array at all, and nested tensors, which may have no shape to ask for."""
+    if is_torch_tensor(x) and x.is_nested:
+        raise PoolTypeError("a nested tensor cannot be pooled", "Pool each of x.unbind()")
+    if getattr(x, "ndim", None) is None:
         raise PoolTypeError(
             f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
             "Convert it with numpy.asarray or torch.as_tensor",
         )
+
+
+def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
+    """The number of spatial axes, from the argument, the window, or the rank."""
+    check_array(x)
+    rank = x.ndim
     if ndim is not None and (isinstance(ndim, bool) or not isinstance(ndim, int) or ndim < 1):
         raise PoolTypeError(f"ndim must be an integer of at least 1, got {ndim!r}", "Write ndim=2")
     fixed = window.ndim if window.ndim is not None else ndim
@@ -188,33 +211,44 @@ def _pool_numpy(
     x = _checked_numpy(x)
     results = []
     for plan in _plans(x, window, reduction, axes, channels_last):
-        if _overflows(x, plan, channels_last):
-            if plan.result == "int64":
-                raise PoolValueError(
-                    "a sum of int64 values does not fit 64 bits", "Pool x.astype('float64')"
-                )
-            result = composite(
-                x.astype(np.float64), plan.axes, reduction, channels_last=channels_last
-            ).astype(plan.result)
-        elif plan.native is None:
+        result = beyond_64_bits(x, plan, channels_last)
+        if result is None and plan.native is None:
             result = composite(x, plan.axes, reduction, channels_last=channels_last)
-        else:
+        elif result is None:
             result = _run_numpy(plan, x, channels_last)
         results.append(result)
-    return _join(results, axes, channels_last) if window.joined else results[0]
+    return join_grids(results, axes, channels_last) if window.joined else results[0]
 
 
-def _overflows(x: np.ndarray, plan: Plan, channels_last: bool) -> bool:
-    """Whether a sum on the way to the result leaves the 64 bits of the widest integers."""
-    if x.dtype != np.int64 or not x.size or not isinstance(plan.reduction, (Sum, Mean)):
-        return False
-    largest = max(int(x.max()), -int(x.min()))
-    if largest * math.prod(max(span.taps, 1) for span in plan.axes) < 2**63:
-        return False
+def beyond_64_bits(x: Array, plan: Plan, channels_last: bool = False) -> Array | None:
+    """The result by way of float64 where a sum of int64 values leaves their 64 bits on the way;
+    None where none does.
+
+    This looks at the values, so nobody asks while a compiler traces, of tensors without values,
+    or under a transform of torch.func: there such a sum wraps.
+
+    Raises:
+        PoolValueError: if the result is such a sum.
+    """
+    kernel = plan.reduction.kernel
+    if plan.dtype.name != "int64" or kernel is None or kernel.kind != "sum" or 0 in x.shape:
+        return None
+    xp = arrays_of(x)
+    low, high = xp.bounds(x)
+    if max(high, -low) * math.prod(max(span.taps, 1) for span in plan.axes) < 2**63:
+        return None
     # A sum that wraps is off by 2**64; the floating one by next to nothing beside that.
+    wide = xp.cast(x, "float64")
     wrapped = composite(x, plan.axes, Sum(), channels_last=channels_last)
-    rounded = composite(x.astype(np.float64), plan.axes, Sum(), channels_last=channels_last)
-    return bool((np.abs(wrapped.astype(np.float64) - rounded) > 2.0**62).any())
+    rounded = composite(wide, plan.axes, Sum(), channels_last=channels_last)
+    if not bool((xp.abs(xp.cast(wrapped, "float64") - rounded) > 2.0**62).any()):
+        return None
+    if plan.result == "int64":
+        raise PoolValueError(
+            "a sum of int64 values does not fit 64 bits", "Convert the input to float64"
+        )
+    result = composite(wide, plan.axes, plan.reduction, channels_last=channels_last)
+    return xp.cast(result, plan.result)
 
 
 def _layout(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...], int, int]:
@@ -257,7 +291,7 @@ def _pool_with_indices_numpy(
     return out, indices
 
 
-def _join(results: list[Array], axes: int, channels_last: bool) -> Array:
+def join_grids(results: list[Array], axes: int, channels_last: bool) -> Array:
     """The grids of a pyramid, flattened and concatenated."""
     flat = []
     for result in results:
@@ -275,8 +309,8 @@ class Explanation:
     """Which path a call takes, and why.
 
     Attributes:
-        path: "native", "aten" or "composite".
-        why: the reason, in one sentence.
+        path: "native", "aten" or "composite"; "mixed" for a pyramid whose grids differ.
+        why: the reason, in one sentence; for each grid if they differ.
         output_shape, output_dtype: of the result.
         position_bytes: bytes saved per output to train through a max or min, else 0.
         isa, threads: what the native path uses.
@@ -321,18 +355,32 @@ def explain(
             lead = x.ndim - axes - int(channels_last)
             spatial = _spatial_shape(x, axes, channels_last)
             shape = (*x.shape[:lead], *window.output_shape(spatial), *x.shape[lead + axes :])
-        path, why = ("native" if plans[0].native else "composite"), plans[0].why
         threads = kernels.num_threads()
         if is_torch_tensor(x):
             from .torch import dispatch
 
-            path, why, threads = dispatch.route(x, window, reduction, plans[0])
-        native = plans[0].native
-        saved = native.position_bytes if native and isinstance(reduction, (Max, Min)) else 0
-        if path == "aten" and saved:
-            saved = 8
+            threads = dispatch.num_threads()
+            routes = [dispatch.route(x, plan) for plan in plans]
+        else:
+            routes = [("native" if plan.native else "composite", plan.why) for plan in plans]
+        path, why = routes[0]
+        if any(taken != path for taken, _ in routes):
+            path = "mixed"
+            why = "; ".join(
+                f"{plan.window} goes {taken}, as {reason}"
+                for plan, (taken, reason) in zip(plans, routes, strict=True)
+            )
+        saved = max(
+            _position_bytes(plan, taken) for plan, (taken, _) in zip(plans, routes, strict=True)
+        )
         return Explanation(
             path, why, tuple(shape), plans[0].result, saved, kernels.info()["isa"], threads
         )
     except PoolError as error:
-        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+        raise error.pooling(x, window, reduction) from None
+
+
+def _position_bytes(plan: Plan, path: str) -> int:
+    if not isinstance(plan.reduction, (Max, Min)) or plan.native is None or path == "composite":
+        return 0
+    return 8 if path == "aten" else plan.native.position_bytes

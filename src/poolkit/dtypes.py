@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PoolTypeError
+from .errors import PoolTypeError, dtype_name
 
-__all__ = ["DTYPES", "DType", "dtype_of"]
+__all__ = ["DTYPES", "DType", "dtype_name", "dtype_of", "unknown_dtype"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,15 @@ def dtype_of(x: Any) -> DType:
     Raises:
         PoolTypeError: for a dtype that no pooling is defined on (complex, strings, objects, ...).
     """
-    name = str(x.dtype).removeprefix("torch.")
     try:
-        return DTYPES[name]
+        return DTYPES[dtype_name(x)]
     except KeyError:
-        raise PoolTypeError(
-            f"dtype {name} cannot be pooled", f"Convert to one of {', '.join(DTYPES)}"
-        ) from None
+        raise unknown_dtype(x) from None
+
+
+def unknown_dtype(x: Any) -> PoolTypeError:
+    """The refusal of a dtype that is not in the table."""
+    remedy = f"Convert to one of {', '.join(DTYPES)}"
+    if getattr(x.dtype, "isnative", True) is False and x.dtype.newbyteorder("=").name in DTYPES:
+        remedy = 'Swap its bytes first: x.astype(x.dtype.newbyteorder("="))'
+    return PoolTypeError(f"dtype {dtype_name(x)} cannot be pooled", remedy)

@@ -1,15 +1,13 @@
 """The one exception family, and the one place where context is added to a message.
 
 Inner code raises a short fact (``kernel_size must be at least 1, got 0``); the public entry point
-adds once what was being pooled (`during`), so that every message reads: what is wrong, while
-pooling which shape with which window and reduction, and what to do instead.
+adds once what was being pooled (`pooling`, `during`), so that every message reads: what is wrong,
+while pooling which shape with which window and reduction, and what to do instead.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["MissingExtraError", "PoolError", "PoolTypeError", "PoolValueError"]
@@ -48,6 +46,11 @@ class PoolError(Exception):
         self.context = self.context or context
         return self
 
+    def pooling(self, x: Any, window: object, reduction: object) -> PoolError:
+        """`during` the pooling of `x`: for ``raise error.pooling(...) from None``, which drops the
+        inner frames too."""
+        return self.during(f"{describe(x)} with {window} and {reduction}")
+
 
 class PoolValueError(PoolError, ValueError):
     """A value, a shape or a size that cannot be pooled."""
@@ -69,19 +72,17 @@ class MissingExtraError(PoolError, ImportError):
 
 def describe(x: Any) -> str:
     """``float32 (1, 3, 8, 8)``: how an array is named in a message."""
+    if is_torch_tensor(x) and x.is_nested:  # the strided kind has no shape
+        return f"a nested tensor of {dtype_name(x)}"
     shape = getattr(x, "shape", None)
     if shape is None:
         return f"a {type(x).__name__}"
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(shape)}"
+    return f"{dtype_name(x)} {tuple(shape)}"
 
 
-@contextmanager
-def context(x: Any, window: object, reduction: object) -> Iterator[None]:
-    """Adds to any `PoolError` raised inside what was being pooled, and drops the inner frames."""
-    try:
-        yield
-    except PoolError as error:
-        raise error.during(f"{describe(x)} with {window} and {reduction}") from None
+def dtype_name(x: Any) -> str:
+    """The name of an array's dtype, spelt alike for NumPy and torch."""
+    return str(x.dtype).removeprefix("torch.")
 
 
 def is_torch_tensor(x: object) -> bool:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from .arrays import Array
-from .dtypes import dtype_of
-from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .core import check_array
+from .dtypes import dtype_name, dtype_of
+from .errors import (
+    PoolError,
+    PoolTypeError,
+    PoolValueError,
+    describe,
+    is_torch_tensor,
+    is_traced,
+)
 from .windows.base import freeze, per_axis
 
 __all__ = ["fractional_max_pool"]
@@ -26,9 +36,11 @@ def fractional_max_pool(
 ) -> Any:
     """See `poolkit.fractional_max_pool2d`."""
     try:
-        if getattr(input, "ndim", None) not in (ndim + 1, ndim + 2):
+        check_array(input)
+        if input.ndim not in (ndim + 1, ndim + 2):
             raise PoolValueError(
-                f"an input of rank {ndim + 1} or {ndim + 2} was expected", "Add or remove axes"
+                f"an input of rank {ndim + 1} or {ndim + 2} was expected, got rank {input.ndim}",
+                "Add or remove axes",
             )
         if dtype_of(input).kind != "float":
             raise PoolTypeError("fractional pooling takes floating inputs", "Convert the input")
@@ -41,6 +53,8 @@ def fractional_max_pool(
                     f"{out} windows of {k} do not fit {n} positions",
                     "output_size + kernel_size - 1 may be as large as the input",
                 )
+        if samples is not None:
+            samples = _checked_samples(ndim, input, samples)
         if is_torch_tensor(input):
             values, indices = _torch(ndim, input, kernel, size, samples)
         else:
@@ -59,12 +73,44 @@ def _size(ndim: int, shape: Sequence[int], output_size: Any, output_ratio: Any) 
         return per_axis("output_size", freeze(output_size), ndim, lambda n: n >= 1, "at least 1")
     ratios = freeze(output_ratio)
     ratios = ratios if isinstance(ratios, tuple) else (ratios,) * ndim
+    for ratio in ratios:
+        if isinstance(ratio, bool) or not isinstance(ratio, Real):
+            raise PoolTypeError(
+                f"output_ratio must be a number or one for each axis, got {output_ratio!r}",
+                "Give shares of the input's size",
+            )
     if len(ratios) != ndim or not all(0 < ratio < 1 for ratio in ratios):
         raise PoolValueError(
             f"output_ratio must lie between 0 and 1 on each of {ndim} axes, got {output_ratio}",
             "Give shares of the input's size",
         )
     return tuple(int(n * ratio) for n, ratio in zip(shape, ratios, strict=True))
+
+
+def _checked_samples(ndim: int, input: Array, samples: Any) -> Array:
+    """The samples as (batch, channels, axes); a single image has a batch of 1, and more samples
+    than needed are left over, as in torch."""
+    if is_torch_tensor(samples) != is_torch_tensor(input) or not hasattr(samples, "shape"):
+        raise PoolTypeError(
+            f"_random_samples must be of the input's kind, got {type(samples).__name__}",
+            "Convert them with numpy.asarray or torch.as_tensor",
+        )
+    if dtype_of(samples).kind != "float":
+        raise PoolTypeError(
+            f"_random_samples must be floating, got {dtype_name(samples)}", "Convert them"
+        )
+    batch = input.shape[0] if input.ndim == ndim + 2 else 1
+    wanted = (batch, input.shape[-ndim - 1], ndim)
+    given = tuple(samples.shape)
+    if len(given) != 3 or given[1:] != wanted[1:] or given[0] < batch:
+        raise PoolValueError(
+            f"_random_samples have the shape {given}, not {wanted}",
+            "Give one number for each axis of each plane",
+        )
+    # In a compiled program there are no values to look at.
+    if not is_traced() and not bool(((samples >= 0) & (samples < 1)).all()):
+        raise PoolValueError("_random_samples must lie in [0, 1)", "Draw them with rand()")
+    return samples[:batch]
 
 
 def _torch(
@@ -94,7 +140,7 @@ def _numpy(
     lead = input.shape[: input.ndim - ndim]
     shape = input.shape[input.ndim - ndim :]
     drawn = np.random.default_rng().random((*lead, ndim)) if samples is None else samples
-    drawn = np.asarray(drawn).reshape((*lead, ndim))
+    drawn = drawn.reshape((*lead, ndim))
     if ndim == 2:  # torch's order of the samples: columns first
         drawn = drawn[..., ::-1]
     flat = np.zeros((*lead, *(1,) * (2 * ndim)), dtype=np.int64)
@@ -105,9 +151,11 @@ def _numpy(
         where = [*lead, *(1,) * (2 * ndim)]
         where[len(lead) + axis], where[len(lead) + ndim + axis] = size[axis], kernel[axis]
         flat = flat * shape[axis] + seen.reshape(where)
-    flat = flat.reshape((*lead, *size, -1))
-    planes = input.reshape((*lead, -1))
-    seen_values = np.take_along_axis(planes, flat.reshape((*lead, -1)), axis=-1).reshape(flat.shape)
+    # Not -1 for the rest: the batch may be empty.
+    flat = flat.reshape((*lead, *size, math.prod(kernel)))
+    planes = input.reshape((*lead, math.prod(shape)))
+    where_seen = flat.reshape((*lead, math.prod(flat.shape[len(lead) :])))
+    seen_values = np.take_along_axis(planes, where_seen, axis=-1).reshape(flat.shape)
     best = np.argmax(seen_values, axis=-1)[..., None]  # the first of equals, and NaN, as torch
     values = np.take_along_axis(seen_values, best, axis=-1)[..., 0]
     return values, np.take_along_axis(flat, best, axis=-1)[..., 0]

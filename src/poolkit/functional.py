@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from . import fractional, unpool
 from .arrays import Array
-from .core import runner_of
-from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor, is_traced
+from .core import check_array, runner_of
+from .errors import PoolError, PoolValueError, is_torch_tensor, is_traced
 from .reductions import Lp, Max, Mean, Min, Reduction, Sum
 from .windows import Adaptive, Global, Sliding, Window
 
@@ -73,28 +73,41 @@ def _sliding(
 ) -> Window:
     """The window of these arguments, made once. The input and reduction are for messages."""
     arguments = (ndim, kernel_size, stride, padding, dilation, ceil_mode)
-    if is_traced():  # a compiler would guard on the contents of the dictionary
-        return _new_sliding(*arguments)
-    try:
-        return _windows[arguments]
-    except (KeyError, TypeError):  # lists have no hash
-        pass
+    # A compiler would guard on the contents of the dictionary.
+    kept = not is_traced() and are_exact(*arguments[:-1]) and type(ceil_mode) is bool
+    if kept and (known := _windows.get(arguments)) is not None:
+        return known
     try:
         window = _new_sliding(*arguments)
     except PoolError as error:
         asked = f"kernel_size={kernel_size}, stride={stride}, padding={padding}"
-        if dilation != 1:
+        if not (type(dilation) is int and dilation == 1):
             asked += f", dilation={dilation}"
-        raise error.during(f"{describe(input)} with Sliding({asked}) and {reduction}") from None
-    if len(_windows) < 4096 and not any(isinstance(value, list) for value in arguments):
+        if not isinstance(ceil_mode, bool):
+            asked += f", ceil_mode={ceil_mode!r}"
+        raise error.pooling(input, f"Sliding({asked})", reduction) from None
+    if kept and len(_windows) < 4096:
         _windows[arguments] = window
     return window
+
+
+def are_exact(*values: Any) -> bool:
+    """Whether these are Python's own integers, text, None, or tuples of them. As keys of a
+    dictionary True, 1.0 and NumPy's 1 would pass for 1."""
+    for value in values:
+        kind = type(value)
+        if kind is tuple:
+            if not are_exact(*value):
+                return False
+        elif kind is not int and kind is not str and value is not None:
+            return False
+    return True
 
 
 def _new_sliding(
     ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> Sliding:
-    window = Sliding(kernel_size, stride, padding, dilation, bool(ceil_mode))
+    window = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
     if window.ndim not in (None, ndim):
         raise PoolValueError(
             f"{window} has {window.ndim} axes, this function pools {ndim}",
@@ -110,7 +123,7 @@ def _check_torch_padding(window: Sliding, ndim: int) -> None:
     pads = padding if isinstance(padding, tuple) else (padding,)
     if isinstance(padding, str) or any(isinstance(pad, tuple) for pad in pads):
         return
-    kernel, _, dilation = window._sizes(ndim)
+    kernel, _, dilation = window.sizes(ndim)
     for axis, (k, d) in enumerate(zip(kernel, dilation, strict=True)):
         pad, reach = pads[axis % len(pads)], (k - 1) * d + 1
         if pad > reach // 2:
@@ -122,12 +135,8 @@ def _check_torch_padding(window: Sliding, ndim: int) -> None:
 
 
 def _check_rank(input: Array, ndim: int) -> None:
-    rank = getattr(input, "ndim", None)
-    if rank is None:
-        raise PoolTypeError(
-            f"a NumPy array or a torch tensor was expected, got {type(input).__name__}",
-            "Convert it with numpy.asarray or torch.as_tensor",
-        )
+    check_array(input)
+    rank = input.ndim
     if rank == ndim + 2 or rank == ndim + 1:
         if 0 in tuple(input.shape)[1 if rank == ndim + 2 else 0 :]:
             raise PoolValueError(
@@ -152,7 +161,7 @@ def _run(
         run = runner.pool_with_indices if return_indices else runner.pool
         return run(input, window, reduction, ndim, False)
     except PoolError as error:
-        raise error.during(f"{describe(input)} with {window} and {reduction}") from None
+        raise error.pooling(input, window, reduction) from None
 
 
 class Shortcuts(NamedTuple):
@@ -181,6 +190,10 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Any:
     """The largest value of each window, by torch's rules.
+
+    To train through it, one byte is saved for each output (two or four for windows of more than
+    256 positions). Tensors of fewer than 4096 elements are left to torch, which saves the input
+    and eight bytes for each output.
 
     Args:
         input: (N, C, H, W) or (C, H, W), of any dtype but complex.
@@ -367,9 +380,9 @@ def avg_pool3d(
 
 
 def _mean(input: Array, window: Window, count_include_pad: bool, divisor: int | None) -> Reduction:
-    if count_include_pad and divisor is None:
+    if count_include_pad is True and divisor is None:
         return MEAN
-    return _made(input, window, Mean, bool(count_include_pad), divisor)
+    return _made(input, window, Mean, count_include_pad, divisor)
 
 
 def _made(input: Array, window: Window, reduction: type[Reduction], *arguments: Any) -> Reduction:
@@ -378,7 +391,7 @@ def _made(input: Array, window: Window, reduction: type[Reduction], *arguments: 
         return reduction(*arguments)
     except PoolError as error:
         asked = f"{reduction.__name__}({', '.join(map(str, arguments))})"
-        raise error.during(f"{describe(input)} with {window} and {asked}") from None
+        raise error.pooling(input, window, asked) from None
 
 
 def sum_pool2d(
@@ -443,7 +456,8 @@ def lp_pool2d(
     stride: Size | None = None,
     ceil_mode: bool = False,
 ) -> Array:
-    """The p-norm of each window, ``(Σ |x|^p)^(1/p)``.
+    """The p-norm of each window, ``(Σ |x|^p)^(1/p)``. To train through it, the input and the
+    output are saved.
 
     Args:
         input: (N, C, H, W) or (C, H, W).
@@ -501,7 +515,7 @@ def _adaptive(input: Array, reduction: Reduction, ndim: int, output_size: Any) -
             )
     except PoolError as error:
         asked = f"Adaptive({output_size})"
-        raise error.during(f"{describe(input)} with {asked} and {reduction}") from None
+        raise error.pooling(input, asked, reduction) from None
     return window
 
 
@@ -574,6 +588,9 @@ def global_max_pool2d(input: Array, keepdim: bool = True) -> Array:
         input: (N, C, H, W) or (C, H, W).
         keepdim: whether the spatial axes stay, each with one element.
 
+    Raises:
+        PoolError: for shapes and dtypes that cannot be pooled.
+
     >>> import numpy as np, poolkit
     >>> poolkit.global_max_pool2d(np.arange(1, 17.0).reshape(1, 4, 4), keepdim=False)
     array([16.])
@@ -597,6 +614,9 @@ def global_avg_pool2d(input: Array, keepdim: bool = True) -> Array:
     Args:
         input: (N, C, H, W) or (C, H, W).
         keepdim: whether the spatial axes stay, each with one element.
+
+    Raises:
+        PoolError: for shapes and dtypes that cannot be pooled.
 
     >>> import numpy as np, poolkit
     >>> poolkit.global_avg_pool2d(np.arange(1, 17.0).reshape(1, 4, 4))

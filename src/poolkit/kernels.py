@@ -16,6 +16,9 @@ from .windows import Spans
 
 __all__ = ["NativeKernel", "info", "native_kernel", "num_threads", "set_num_threads", "use_isa"]
 
+# OpenMP reserves a stack for each thread that it is asked for, whether there is a core or not.
+MOST_THREADS = 1024
+
 _threads: int | None = None
 
 
@@ -27,7 +30,7 @@ def num_threads() -> int:
         # A list has one entry for each level of nesting.
         setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
         if setting.isdigit() and int(setting) > 0:
-            _threads = int(setting)
+            _threads = min(int(setting), MOST_THREADS)
         elif hasattr(os, "sched_getaffinity"):
             _threads = len(os.sched_getaffinity(0))
         else:
@@ -42,13 +45,18 @@ def set_num_threads(threads: int) -> None:
     wait for them for ever.
 
     Raises:
-        PoolValueError, PoolTypeError: for fewer than 1, or no integer.
+        PoolValueError, PoolTypeError: for fewer than 1, more than 1024, or no integer.
     """
     global _threads
     if isinstance(threads, bool) or not isinstance(threads, int):
         raise PoolTypeError(f"threads must be an integer, got {threads!r}", "Give 1 or more")
     if threads < 1:
         raise PoolValueError(f"threads must be at least 1, got {threads}", "Give a positive number")
+    if threads > MOST_THREADS:
+        raise PoolValueError(
+            f"threads must be at most {MOST_THREADS}, got {threads}",
+            "Give the number of cores or fewer",
+        )
     _threads = threads
 
 

@@ -337,7 +337,7 @@ class AvgPool1d(_SlidingMean):
     """The module of `poolkit.avg_pool1d`; constructor and repr are those of
     ``torch.nn.AvgPool1d``, which has no divisor_override."""
 
-    function = staticmethod(functional.avg_pool1d)
+    ndim = 1
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """A plan: everything about a call that does not depend on the values, worked out once.
 
-Plans are cached by (window, reduction, spatial shape, dtype, layout). What is validated here is
+Plans are cached by (window, reduction, spatial shape, dtype). What is validated here is
 not validated again on the way down.
 """
 

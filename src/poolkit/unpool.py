@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array
+from .core import check_array
+from .dtypes import dtype_name
 from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
-from .windows.base import freeze, per_axis
+from .windows.base import check_entry, check_outputs, freeze, per_axis
 
 __all__ = ["max_unpool"]
 
@@ -44,16 +46,24 @@ def _output_size(
     output_size: Sequence[int] | None,
 ) -> tuple[int, ...]:
     """The spatial shape of the result."""
-    if getattr(input, "ndim", None) not in (ndim + 1, ndim + 2):
+    check_array(input)
+    if input.ndim not in (ndim + 1, ndim + 2):
         raise PoolValueError(
-            f"an input of rank {ndim + 1} or {ndim + 2} was expected", "Add or remove axes"
+            f"an input of rank {ndim + 1} or {ndim + 2} was expected, got rank {input.ndim}",
+            "Add or remove axes",
+        )
+    if is_torch_tensor(indices) != is_torch_tensor(input) or not hasattr(indices, "shape"):
+        raise PoolTypeError(
+            f"values and indices must be of one kind, got {type(input).__name__} and "
+            f"{type(indices).__name__}",
+            "Pass both as the max pooling returned them",
         )
     if tuple(indices.shape) != tuple(input.shape):
         raise PoolValueError(
             f"indices have the shape {tuple(indices.shape)}, values {tuple(input.shape)}",
             "Pass both as the max pooling returned them",
         )
-    if str(indices.dtype).removeprefix("torch.") != "int64":
+    if dtype_name(indices) != "int64":
         raise PoolTypeError(f"indices must be int64, got {indices.dtype}", "Convert them")
     if 0 in tuple(input.shape)[input.ndim - ndim - 1 :]:
         raise PoolValueError("only the batch may be empty", "Check the layer before")
@@ -66,13 +76,27 @@ def _output_size(
     default = tuple(
         (n - 1) * s + k - 2 * p for n, s, k, p in zip(shape, steps, kernel, pads, strict=True)
     )
+    for axis, n in enumerate(default):
+        check_outputs(n, axis)
     if output_size is None:
+        if min(default) < 1:
+            raise PoolValueError(
+                f"the output would have the spatial shape {default}", "Check the padding"
+            )
         return default
-    wanted = tuple(int(n) for n in output_size)[-ndim:]
-    if len(output_size) not in (ndim, input.ndim):
-        raise PoolValueError(
-            f"output_size has {len(output_size)} entries for {ndim} spatial axes", "Give one each"
+    sizes = freeze(output_size)
+    if not isinstance(sizes, tuple):
+        raise PoolTypeError(
+            f"output_size must be a sequence of integers, got {output_size!r}",
+            "Pass the spatial shape of the tensor that was pooled",
         )
+    if len(sizes) not in (ndim, input.ndim):
+        raise PoolValueError(
+            f"output_size has {len(sizes)} entries for {ndim} spatial axes", "Give one each"
+        )
+    wanted = sizes[-ndim:]
+    for n in wanted:
+        check_entry("output_size", n, lambda size: size >= 1, "at least 1")
     for n, usual, s in zip(wanted, default, steps, strict=True):
         if not usual - s < n < usual + s:
             raise PoolValueError(
@@ -86,8 +110,6 @@ def _output_size(
 def _unpool_torch(ndim: int, input: Array, indices: Array, size: tuple[int, ...]) -> Array:
     import torch
 
-    if min(size) < 1:
-        raise PoolValueError(f"the output would have the spatial shape {size}", "Check the padding")
     # Aten's own operators have the gradient and run on every device.
     try:
         if ndim == 3:
@@ -97,9 +119,13 @@ def _unpool_torch(ndim: int, input: Array, indices: Array, size: tuple[int, ...]
         flat = torch.ops.aten.max_unpool2d(input.unsqueeze(-1), indices.unsqueeze(-1), [size[0], 1])
         return flat.squeeze(-1)
     except (RuntimeError, IndexError) as error:
-        if "index" not in str(error):
+        if "index" in str(error):
+            raise _outside(size) from None
+        if type(error) not in (RuntimeError, NotImplementedError):  # memory, or a compiler's own
             raise
-        raise _outside(size) from None
+        raise PoolTypeError(
+            f"torch refused: {str(error).splitlines()[0]}", "Check dtype and device of both"
+        ) from None
 
 
 def _outside(size: tuple[int, ...]) -> PoolValueError:
@@ -112,8 +138,8 @@ def _outside(size: tuple[int, ...]) -> PoolValueError:
 def _unpool_numpy(ndim: int, input: Array, indices: Array, size: tuple[int, ...]) -> Array:
     lead = input.shape[: input.ndim - ndim]
     positions = math.prod(size)
-    flat_values = input.reshape((*lead, -1))
-    flat_indices = indices.reshape((*lead, -1))
+    flat = (*lead, math.prod(input.shape[len(lead) :]))  # not -1: the batch may be empty
+    flat_values, flat_indices = input.reshape(flat), indices.reshape(flat)
     if flat_indices.size and (flat_indices.min() < 0 or flat_indices.max() >= positions):
         raise _outside(size)
     out = np.zeros((*lead, positions), dtype=input.dtype)

@@ -1,7 +1,7 @@
 """``poolkit bench``: poolkit against its peers and against the copy of the same bytes, in one run.
 
 >>> from poolkit.benchmark import main
->>> main(quick=True, threads=[2], cases="stem", json="bench.json")  # doctest: +SKIP
+>>> main(quick=True, threads=[2], cases="stem", json=Path("bench.json"))  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(
     if quick and peers is None:
         names.remove("compile")
 
-    settings = runner.QUICK if quick else runner.Settings()
+    schedule = runner.QUICK if quick else runner.FULL
     selected = [kinds[name] for name in names]
     missing = {peer.name: reason for peer in selected if (reason := peer.missing())}
     machine = describe_machine()
@@ -60,13 +60,13 @@ def main(
     for count in counts:
         present = [peer(count) for peer in selected if peer.name not in missing]
         for case in (case for case in table if case.name in chosen):
-            print(f"{count} threads: {case.name}", file=sys.stderr, flush=True)
-            result = runner.measure(case, present, settings, count)
+            print(f"threads {count}: {case.name}", file=sys.stderr, flush=True)
+            result = runner.measure(case, present, schedule, count)
             for name, reason in missing.items():
                 result.outcomes[name] = runner.Outcome("missing", reason)
             results.append(result)
 
-    run = report.Run(machine, peer_versions(selected), settings, selected, results)
+    run = report.Run(machine, peer_versions(selected), schedule, selected, results)
     report.print_report(run)
     if json is not None:
         report.write_json(Path(json), run)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import Case
+from .cases import LP, Case
 
 Operation = Callable[[Tensor], Tensor]
 Answer = tuple[Tensor, ...]  # (output,), or (output, gradient of the input) in training
@@ -36,6 +36,8 @@ def make_input(case: Case) -> Tensor:
         values = (torch.randperm(period, generator=generator) - half).float() / half
         x = values.repeat(-(-count // period))[:count].reshape(case.shape)
         x = x.to(getattr(torch, case.dtype))
+    if case.op == "lp3":
+        x = x.abs()  # torch takes odd powers of the values themselves, and roots of what comes out
     if case.layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
@@ -59,8 +61,9 @@ def torch_operation(case: Case) -> Operation:
         return lambda x: -getattr(F, f"max_pool{rank}d")(-x, *sliding)
     if case.op == "avg":
         return lambda x: getattr(F, f"avg_pool{rank}d")(x, *sliding)
-    if case.op == "lp2":
-        return lambda x: getattr(F, f"lp_pool{rank}d")(x, 2.0, case.kernel_size, case.stride)
+    if case.op in LP:
+        powers = (LP[case.op], case.kernel_size, case.stride)
+        return lambda x: getattr(F, f"lp_pool{rank}d")(x, *powers)
     if case.op == "adaptive_avg":
         return lambda x: getattr(F, f"adaptive_avg_pool{rank}d")(x, case.output_size)
     if case.op == "global_avg":

@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-SLIDING = ("max", "min", "avg", "lp2")
+LP = {"lp2": 2.0, "lp3": 3.0}  # the norm of each
+SLIDING = ("max", "min", "avg", *LP)
 ADAPTIVE = ("adaptive_avg",)
 GLOBAL = ("global_avg", "global_max")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -164,7 +165,7 @@ def _validate(case: Case) -> None:
         for sizes in (case.kernel_size, case.stride, case.padding):
             require(len(sizes) == case.rank, f"{sizes} does not give one size per axis")
         require(min(case.kernel_size) > 0 and min(case.stride) > 0, "sizes must be positive")
-        require(case.op != "lp2" or not any(case.padding), "torch's lp pooling has no padding")
+        require(case.op not in LP or not any(case.padding), "torch's lp pooling has no padding")
     if case.op in ADAPTIVE:
         require(len(case.output_size) == case.rank, "output_size gives one size per axis")
     require(min(case.output_shape) > 0, f"output {case.output_shape} is empty")

@@ -7,37 +7,55 @@ allocated at the first call and used again, which is the fastest way each of the
 from __future__ import annotations
 
 import importlib
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .answers import Answer
-from .cases import Case
+from .cases import LP, Case
 from .peers import Call, Peer, UnsupportedError
 
-
-def _refuse_training(case: Case) -> None:
-    if case.training:
-        raise UnsupportedError("an inference engine: no backward pass")
+INSTALL = "pip install onnx onnxruntime openvino"
 
 
-class OnnxRuntime(Peer):
+class Engine(Peer):
+    """An inference engine: a package of its own, which may not be there."""
+
+    needs: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def missing(cls) -> str | None:
+        for package in cls.needs:
+            try:
+                importlib.import_module(package)
+            except ModuleNotFoundError as error:
+                if error.name != package:
+                    return f"{package} cannot be imported ({error})"
+                return f"{package} is not installed: {INSTALL}"
+            except ImportError as error:
+                return f"{package} cannot be imported ({error})"
+        return None
+
+    def prepare(self, case: Case, x: Tensor) -> Call:
+        if case.training:
+            raise UnsupportedError("an inference engine: no backward pass")
+        return self.build(case, x)
+
+    @abstractmethod
+    def build(self, case: Case, x: Tensor) -> Call:
+        """The forward case as a model, ready to run."""
+
+
+class OnnxRuntime(Engine):
     name = "onnxruntime"
     title = "ONNX Runtime"
     note = "a model of one node through IOBinding; the output buffer is used again"
     package = "onnxruntime"
+    needs = ("onnx", "onnxruntime")  # the first builds the model
 
-    @classmethod
-    def missing(cls) -> str | None:
-        try:
-            importlib.import_module("onnx")
-        except ImportError as error:
-            return f"onnx, which builds the model, is not installed ({error})"
-        return super().missing()
-
-    def prepare(self, case: Case, x: Tensor) -> Call:
-        _refuse_training(case)
+    def build(self, case: Case, x: Tensor) -> Call:
         if case.layout == "channels_last":
             raise UnsupportedError("ONNX is NCHW: see the contiguous case")
         if case.dtype == "bfloat16":
@@ -80,10 +98,13 @@ def onnx_model(case: Case) -> bytes:
         "max": [("MaxPool", "x", "y", sliding)],
         "min": [("Neg", "x", "a", {}), ("MaxPool", "a", "b", sliding), ("Neg", "b", "y", {})],
         "avg": [("AveragePool", "x", "y", {**sliding, "count_include_pad": 1})],
-        "lp2": [("LpPool", "x", "y", {**sliding, "p": 2})],
+        **{op: [("LpPool", "x", "y", {**sliding, "p": int(p)})] for op, p in LP.items()},
         "global_avg": [("GlobalAveragePool", "x", "y", {})],
         "global_max": [("GlobalMaxPool", "x", "y", {})],
     }
+    if case.dtype == "int8":  # GlobalMaxPool is for floating types; MaxPool is not
+        whole = {"kernel_shape": list(case.spatial)}
+        nodes["global_max"] = [("MaxPool", "x", "y", whole)]
     if case.op not in nodes:
         raise UnsupportedError("ONNX has no adaptive pooling into windows of different sizes")
     element = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}[case.dtype]
@@ -97,7 +118,7 @@ def onnx_model(case: Case) -> bytes:
     return model.SerializeToString()
 
 
-class OpenVINO(Peer):
+class OpenVINO(Engine):
     name = "openvino"
     title = "OpenVINO"
     note = (
@@ -105,10 +126,10 @@ class OpenVINO(Peer):
         "channels_last declares NHWC at both ends of the model, which may cost it a reorder"
     )
     package = "openvino"
+    needs = ("openvino",)
     _core: ClassVar[Any] = None
 
-    def prepare(self, case: Case, x: Tensor) -> Call:
-        _refuse_training(case)
+    def build(self, case: Case, x: Tensor) -> Call:
         import openvino
 
         if OpenVINO._core is None:
@@ -160,7 +181,7 @@ def openvino_model(case: Case) -> Any:
     import openvino
     from openvino import opset1, opset8, preprocess
 
-    if case.op == "lp2":
+    if case.op in LP:
         raise UnsupportedError("OpenVINO has no Lp pooling")
     types = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
     x = opset1.parameter(list(case.shape), getattr(openvino.Type, types[case.dtype]))

@@ -6,7 +6,6 @@ the reason. Calls that return new tensors pay for the allocation, as they do for
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,7 @@ from torch import Tensor
 import poolkit
 
 from .answers import Answer, Operation, as_answer, make_gradient, torch_operation, with_backward
-from .cases import GLOBAL, Case
+from .cases import GLOBAL, LP, Case
 
 Call = Callable[[], object]
 
@@ -42,10 +41,6 @@ class Peer(ABC):
     @classmethod
     def missing(cls) -> str | None:
         """Why the peer cannot run here at all; None where it can."""
-        try:
-            importlib.import_module(cls.package)
-        except ImportError as error:
-            return f"{cls.package} is not installed ({error})"
         return None
 
     @classmethod
@@ -80,14 +75,14 @@ class Poolkit(Peer):
 
 def poolkit_operation(case: Case) -> Operation:
     """The case as one call of poolkit's public function for it."""
-    name = f"{case.op.removesuffix('2')}_pool{case.rank}d"
-    function = getattr(poolkit, name)
+    kind = "lp" if case.op in LP else case.op
+    function = getattr(poolkit, f"{kind}_pool{case.rank}d")
     if case.op in GLOBAL:
         return lambda x: function(x)
     if case.op == "adaptive_avg":
         return lambda x: function(x, case.output_size)
-    if case.op == "lp2":
-        return lambda x: function(x, 2.0, case.kernel_size, case.stride)
+    if case.op in LP:
+        return lambda x: function(x, LP[case.op], case.kernel_size, case.stride)
     return lambda x: function(x, case.kernel_size, case.stride, case.padding)
 
 
@@ -133,7 +128,7 @@ class OneDNN(Peer):
     def prepare(self, case: Case, x: Tensor) -> Call:
         if case.rank == 1:
             raise UnsupportedError("torch has no 1-D pooling of mkldnn tensors")
-        if case.op in ("min", "lp2"):
+        if case.op == "min" or case.op in LP:
             raise UnsupportedError(f"oneDNN has no {case.op} pooling")
         if case.layout == "channels_last":
             raise UnsupportedError("to_mkldnn() reorders to NCHW: see the contiguous case")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from poolkit.files import write_whole
+from poolkit.timing import Quartiles, Schedule
+
 from .cases import Case
 from .peers import Peer
-from .runner import CaseResult, Outcome, Quartiles, Settings
+from .runner import CaseResult, Outcome
 
 JSON_SCHEMA = 1
 # Above this load average before the start, times say more about the other programs.
@@ -24,7 +26,7 @@ class Run:
 
     machine: Mapping[str, object]
     versions: Mapping[str, str]
-    settings: Settings
+    schedule: Schedule
     peers: Sequence[type[Peer]]
     results: Sequence[CaseResult]
 
@@ -37,7 +39,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "schema": JSON_SCHEMA,
         "machine": dict(run.machine),
         "versions": dict(run.versions),
-        "settings": asdict(run.settings),
+        "settings": asdict(run.schedule),
         "notes": {peer.name: peer.note for peer in run.peers},
         "results": [_result_json(result) for result in run.results],
     }
@@ -244,19 +246,9 @@ def _style(result: CaseResult) -> str:
     return "red" if "missed" in verdicts else "yellow" if "within noise" in verdicts else ""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under another name first: a reader never sees half a report."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_json(path: Path, run: Run) -> None:
-    write_text(path, json.dumps(as_json(run), indent=2) + "\n")
+    write_whole(path, json.dumps(as_json(run), indent=2) + "\n")
 
 
 def write_markdown(path: Path, run: Run) -> None:
-    write_text(path, as_markdown(run))
+    write_whole(path, as_markdown(run))

@@ -1,71 +1,30 @@
-"""Timing: every peer once per round, in random order, so that noise falls on all of them alike.
-
-The machine's speed drifts while a benchmark runs. A ratio is therefore taken within each round,
-where both times saw the same machine, and the median of these paired ratios is reported: never
-the ratio of two times from different moments.
-"""
+"""One case: every peer's answer is checked first, then those that are right are timed."""
 
 from __future__ import annotations
 
-import gc
-import random
 import statistics
 import textwrap
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from poolkit.timing import Quartiles, Schedule, interleave, paired_ratios
+
 from .answers import make_input, mistake, right_answer
 from .cases import Case
 from .peers import Call, Peer, UnsupportedError
 
-# A sample is as many calls as take this long, so that the clock's resolution does not matter.
-SAMPLE_S = 1e-3
-# The pause before each sample. The threads of the peer measured before go on spinning for up to
+# The rest lets the threads of the peer measured before go to sleep: they go on spinning for up to
 # 10 ms after their last call (libgomp's do) and would take a core from the next one.
-REST_S = 0.015
+FULL = Schedule(budget_s=5.0, min_rounds=9, max_rounds=41, sample_s=1e-3, rest_s=0.015)
+QUICK = Schedule(budget_s=2.0, min_rounds=5, max_rounds=15, sample_s=1e-3, rest_s=0.015)
 # More than this between the copy's time early and late: the machine changed its speed meanwhile.
 DRIFT_LIMIT = 0.2
 
 Status = Literal["timed", "unsupported", "missing", "wrong", "failed"]
 Verdict = Literal["met", "missed", "within noise"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long to measure: rounds until the budget is spent, but at least `min_rounds`."""
-
-    budget_s: float = 5.0
-    min_rounds: int = 9
-    max_rounds: int = 41
-    seed: int = 0
-    sample_s: float = SAMPLE_S
-    rest_s: float = REST_S
-
-
-QUICK = Settings(budget_s=2.0, min_rounds=5, max_rounds=15)
-
-
-@dataclass(frozen=True)
-class Quartiles:
-    """The median of a set of measurements and the range of its middle half."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Quartiles:
-        """
-        >>> Quartiles.of([5.0, 1.0, 3.0, 2.0, 4.0])
-        Quartiles(low=2.0, median=3.0, high=4.0)
-        """
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 @dataclass
@@ -110,8 +69,7 @@ class CaseResult:
         above, below = self.outcomes.get(peer), self.outcomes.get(baseline)
         if not above or not below or not above.seconds or not below.seconds:
             return None
-        pairs = zip(above.seconds, below.seconds, strict=True)
-        return Quartiles.of([theirs / ours for theirs, ours in pairs])
+        return Quartiles.of(paired_ratios(above.seconds, below.seconds))
 
     def best_peer(self) -> str | None:
         """The fastest implementation other than poolkit; the copy computes nothing."""
@@ -147,7 +105,7 @@ class CaseResult:
         return drift is not None and not 1 / (1 + DRIFT_LIMIT) <= 1 + drift <= 1 + DRIFT_LIMIT
 
 
-def measure(case: Case, peers: Sequence[Peer], settings: Settings, threads: int) -> CaseResult:
+def measure(case: Case, peers: Sequence[Peer], schedule: Schedule, threads: int) -> CaseResult:
     """Check every peer's answer, then time those that are right, interleaved."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -174,54 +132,13 @@ def measure(case: Case, peers: Sequence[Peer], settings: Settings, threads: int)
                     else:
                         calls[peer.name] = call
             del want
-            _time_rounds(calls, outcomes, settings)
+            timed = interleave(list(calls.values()), schedule)
+            for name, samples in zip(calls, timed, strict=True):
+                outcomes[name].seconds = samples.seconds
+                outcomes[name].calls_per_sample = samples.calls_per_sample
     finally:
         torch.set_num_threads(before)
     return CaseResult(case, threads, outcomes)
-
-
-def _time_rounds(calls: dict[str, Call], outcomes: dict[str, Outcome], settings: Settings) -> None:
-    for name, call in calls.items():
-        outcomes[name].calls_per_sample = _calls_per_sample(call, settings.sample_s)
-    order = list(calls)
-    shuffle = random.Random(settings.seed).shuffle
-    began = time.perf_counter()
-    for done in range(settings.max_rounds):
-        if done >= settings.min_rounds and time.perf_counter() - began > settings.budget_s:
-            break
-        shuffle(order)
-        for name in order:
-            time.sleep(settings.rest_s)
-            seconds = _sample(calls[name], outcomes[name].calls_per_sample)
-            outcomes[name].seconds.append(seconds)
-
-
-def _calls_per_sample(call: Call, sample_s: float) -> int:
-    """How many calls take `sample_s`, from doubling batches of them; this also warms up."""
-    count = 1
-    while True:
-        seconds = _sample(call, count)
-        if seconds * count >= sample_s / 2:
-            return max(1, round(sample_s / seconds))
-        count *= 2
-
-
-def _sample(call: Call, count: int) -> float:
-    """Seconds per call, over `count` calls after one untimed call.
-
-    The untimed call wakes the peer's threads and brings back its own data into the caches.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        call()
-        began = time.perf_counter()
-        for _ in range(count):
-            call()
-        return (time.perf_counter() - began) / count
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from poolkit.errors import PoolError, PoolTypeError
-from poolkit.inspection.measure import compare, interleave, saved_for_backward
+from poolkit.inspection.memory import saved_for_backward
 from poolkit.inspection.operations import Pooling
 from poolkit.inspection.pictures import feature_maps, first_image
 from poolkit.inspection.report import LayerRecord, Report, Sample
@@ -24,6 +24,7 @@ from poolkit.inspection.trace import (
     tensors_in,
     trace,
 )
+from poolkit.timing import check_seconds, compare, interleave, within
 
 #: Called as ``progress(what, done, total)``.
 Progress = Callable[[str, int, int], None]
@@ -58,6 +59,7 @@ def inspect(
 
     Raises:
         PoolTypeError: ``model`` is not a module.
+        PoolValueError: ``seconds`` is negative or not finite.
         PoolError: the model raised on the inputs; the message has their shapes.
 
     >>> import torch
@@ -68,6 +70,7 @@ def inspect(
     """
     if not isinstance(model, nn.Module):
         raise PoolTypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    check_seconds(seconds)
     # What torch.compile made of a model cannot be watched; the model itself can.
     model = getattr(model, "_orig_mod", model)
     arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
@@ -110,8 +113,8 @@ def _model_times(
     if seconds <= 0:
         return []
     with torch.no_grad():
-        (times,) = interleave([lambda: run_model(model, arguments, kwargs)], seconds)
-    return times
+        (times,) = interleave([lambda: run_model(model, arguments, kwargs)], within(seconds))
+    return times.seconds
 
 
 def _record(index: int, traced: TracedPooling, seconds: float, pictures: bool) -> LayerRecord:
@@ -183,8 +186,8 @@ def _measure(row: LayerRecord, traced: TracedPooling, seconds: float) -> None:
         row.note = f"not in torch: {next(iter(str(error).splitlines()), '')}"
         if seconds > 0:
             with torch.no_grad():
-                (times,) = interleave([ours], seconds)
-            row.poolkit_ms = 1e3 * median(times)
+                (times,) = interleave([ours], within(seconds))
+            row.poolkit_ms = 1e3 * median(times.seconds)
         return
     if seconds <= 0:
         return
@@ -210,7 +213,7 @@ def versions() -> dict[str, str]:
     import poolkit
 
     return {
-        "poolkit": getattr(poolkit, "__version__", "unknown"),
+        "poolkit": poolkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poolkit.inspection.files import write_whole
+from poolkit.files import write_whole
 from poolkit.inspection.pictures import FeatureMap
 
 #: The version of the JSON; it changes when a key changes its meaning or goes.

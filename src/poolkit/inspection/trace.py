@@ -16,12 +16,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-import poolkit.nn
 from poolkit.errors import PoolError, PoolValueError
 from poolkit.inspection import dataflow
 from poolkit.inspection.dataflow import View
-from poolkit.inspection.operations import SIGNATURES, Pooling, recognise
-from poolkit.inspection.windowed import named
+from poolkit.inspection.operations import Pooling, recognise
+from poolkit.inspection.poolkit_calls import from_poolkit, is_poolkits, named
 
 _LIBRARIES = {Path(torch.__file__).parent, Path(__file__).parent.parent}
 _EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -200,8 +199,10 @@ class _Recorder(TorchFunctionMode):
 
         The hooks are global, so the model's own are not touched.
         """
+        from poolkit import functional
         from poolkit.torch import dispatch
 
+        shortcuts = functional.shortcuts
         calls = {"pool": dispatch.pool, "pool_with_indices": dispatch.pool_with_indices}
         handles = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
@@ -209,9 +210,12 @@ class _Recorder(TorchFunctionMode):
         ]
         for name, run in calls.items():
             setattr(dispatch, name, partial(self._poolkit_call, run, name != "pool"))
+        # Tiny tensors go straight to aten, past `dispatch`, and would be taken for torch's.
+        functional.shortcuts = functional.Shortcuts(*[_no_shortcut] * len(shortcuts))
         try:
             yield
         finally:
+            functional.shortcuts = shortcuts
             for name, run in calls.items():
                 setattr(dispatch, name, run)
             for handle in handles:
@@ -246,42 +250,16 @@ class _Recorder(TorchFunctionMode):
         self._record(pooling, args[0], self._snapshot(args[0]), output)
 
 
+def _no_shortcut(*arguments: Any) -> None:
+    """Leave the call to the usual way."""
+
+
 def is_pooling_module(module: nn.Module) -> bool:
     """Whether a module is a pooling layer: torch's, poolkit's, or a subclass of torch's."""
     return is_poolkits(module) or any(
         hasattr(nn, base.__name__) and "pool" in base.__name__.lower()
         for base in type(module).__mro__
     )
-
-
-def is_poolkits(module: nn.Module) -> bool:
-    """Whether a module is one of ``poolkit.nn``."""
-    return getattr(poolkit.nn, type(module).__name__, None) is type(module)
-
-
-def from_poolkit(module: nn.Module) -> Pooling | None:
-    """The pooling that a module of ``poolkit.nn`` does, read from its attributes."""
-    if not is_poolkits(module):
-        return None
-    operation = function_name(type(module).__name__)
-    if operation not in SIGNATURES:
-        return None
-    arguments = {
-        name: getattr(module, name)
-        for name in SIGNATURES[operation]
-        if getattr(module, name, None) is not None
-    }
-    return Pooling(operation, arguments)
-
-
-def function_name(class_name: str) -> str:
-    """The function that a pooling class stands for.
-
-    >>> function_name("AdaptiveAvgPool2d"), function_name("LPPool1d"), function_name("MaxUnpool3d")
-    ('adaptive_avg_pool2d', 'lp_pool1d', 'max_unpool3d')
-    """
-    words = class_name.replace("LP", "Lp")
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
 
 
 def layout_of(x: torch.Tensor) -> str:

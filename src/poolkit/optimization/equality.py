@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
+from poolkit.errors import PoolValueError
 from poolkit.inspection.trace import tensors_in
 
 
@@ -22,6 +25,15 @@ class Difference:
 
     def join(self, other: Difference) -> Difference:
         return Difference(max(self.error, other.error), self.problem or other.problem)
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise PoolValueError unless ``tolerance`` is one that a difference can be held to."""
+    if not isinstance(tolerance, Real) or not isfinite(tolerance) or tolerance < 0:
+        raise PoolValueError(
+            f"tolerance must be a finite number of at least 0, got {tolerance!r}",
+            "Give the largest relative difference allowed, as 1e-5, or 0 to ask for the same bits",
+        )
 
 
 def compare_modules(
@@ -46,18 +58,21 @@ def compare_modules(
     return found.join(gradient)
 
 
-def compare_outputs(expected: Any, actual: Any, tolerance: float) -> Difference:
-    """Compare nested outputs; ``tolerance`` is relative to the largest value, 0 asks for bits."""
+def compare_outputs(expected: Any, actual: Any, tolerance: float, noise: float = 0.0) -> Difference:
+    """Compare nested outputs; ``tolerance`` is relative to the largest value, 0 asks for bits.
+
+    ``noise`` is a difference that is allowed in any case, in absolute terms.
+    """
     first, second = list(tensors_in(expected)), list(tensors_in(actual))
     if len(first) != len(second):
         return Difference(float("inf"), f"are {len(second)} tensors instead of {len(first)}")
     worst = Difference(0.0)
     for a, b in zip(first, second, strict=True):
-        worst = worst.join(_compare(a, b, tolerance))
+        worst = worst.join(_compare(a, b, tolerance, noise))
     return worst
 
 
-def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> Difference:
+def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float, noise: float) -> Difference:
     if a.shape != b.shape or a.dtype != b.dtype:
         was, now = (f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in (a, b))
         return Difference(float("inf"), f"are {now} instead of {was}")
@@ -71,7 +86,7 @@ def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> Difference:
         # Half types: a sum in another order may round to the neighbouring value.
         tolerance = max(tolerance, 2 * torch.finfo(a.dtype).eps)
     finite = x.abs()[x.isfinite()]
-    allowed = tolerance * max(1.0, float(finite.max()) if len(finite) else 1.0)
+    allowed = max(noise, tolerance * max(1.0, float(finite.max()) if len(finite) else 1.0))
     if error > allowed:
         return Difference(error, f"differ by {error:.3g}, more than {allowed:.3g}")
     if tolerance == 0 and a.is_floating_point() and not _same_sign_of_zero(a, b):

@@ -10,10 +10,10 @@ from torch import nn
 
 from poolkit.errors import PoolError, PoolTypeError, PoolValueError
 from poolkit.inspection.inspector import Progress, evaluating
-from poolkit.inspection.measure import compare
 from poolkit.inspection.trace import TracedPooling, run_model, trace
 from poolkit.optimization.equality import (
     Difference,
+    check_tolerance,
     compare_modules,
     compare_outputs,
     reproducible,
@@ -27,6 +27,7 @@ from poolkit.optimization.sites import (
     sites_of,
     wrapper_name,
 )
+from poolkit.timing import check_seconds, compare
 
 _AS_FUNCTION = "called as a function in forward; only modules can be swapped"
 _NOT_RUN = "did not run on this input, so there is nothing to compare"
@@ -68,7 +69,8 @@ def optimize(
 
     Raises:
         PoolTypeError: ``model`` is not a module.
-        PoolValueError: the model is wrapped (DataParallel and the like), or raised on the inputs.
+        PoolValueError: the model is wrapped (DataParallel and the like), or raised on the inputs;
+            ``tolerance`` or ``seconds`` is negative or not finite.
 
     >>> import torch
     >>> from torch import nn
@@ -79,6 +81,8 @@ def optimize(
     """
     if not isinstance(model, nn.Module):
         raise PoolTypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    check_tolerance(tolerance)
+    check_seconds(seconds)
     if wrapper := wrapper_name(model):
         raise PoolValueError(
             f"the model is wrapped in {wrapper}, whose modules cannot be swapped",
@@ -252,7 +256,7 @@ class _Attempt:
 
     def _check_whole(self, report: OptimizeReport, expected: Any, noise: Difference) -> None:
         actual = reproducible(self._forward)
-        found = compare_outputs(expected, actual, max(self.tolerance, 2 * noise.error))
+        found = compare_outputs(expected, actual, self.tolerance, noise=2 * noise.error)
         report.error = found.error
         if found.problem:
             self._keep_all(report, f"the model's outputs {found.problem}")

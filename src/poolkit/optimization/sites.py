@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from poolkit.inspection.trace import is_poolkits
+from poolkit.inspection.poolkit_calls import is_poolkits
 
 #: torch's pooling classes, by name; poolkit.nn has classes of the same names.
 POOLING_CLASSES: dict[str, type[nn.Module]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -46,11 +46,14 @@ class Kernel:
 
     Attributes:
         name: a row of ``csrc/registry.def``.
+        kind: whose gradient the result has: one that is picked among the values, a sum of them
+            (divided or not), or a norm.
         exponent: the p of a norm, else 1.
         divides: whether the result is divided by the positions of each window.
     """
 
     name: str
+    kind: Literal["pick", "sum", "norm"]
     exponent: float = 1.0
     divides: bool = False
 
@@ -68,8 +71,6 @@ class Reduction(Recipe, ABC):
     """The formula, for the table in the docs."""
     whole_span: ClassVar[bool] = False
     """Whether all values of a window are needed at once."""
-    idempotent: ClassVar[bool] = False
-    """Whether seeing a value twice changes nothing."""
 
     def result_dtype(self, dtype: DType) -> str:
         """The name of the result's dtype for an input of `dtype`."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..dtypes import DType
+from ..dtypes import DTYPES, DType
 from .base import Kernel, Mergeable, Seen, State, register
 
 __all__ = ["Max", "Min"]
@@ -16,8 +16,6 @@ __all__ = ["Max", "Min"]
 
 class Extreme(Mergeable):
     """Keeps the first of equal values; a NaN beats everything."""
-
-    idempotent: ClassVar[bool] = True
 
     def result_dtype(self, dtype: DType) -> str:
         return dtype.name
@@ -57,10 +55,10 @@ class Max(Extreme):
 
     @property
     def kernel(self) -> Kernel:
-        return Kernel("max")
+        return Kernel("max", "pick")
 
     def identity(self, dtype: str) -> tuple[float, ...]:
-        return (-np.inf if "float" in dtype else np.iinfo(dtype).min,)
+        return (-np.inf if DTYPES[dtype].kind == "float" else np.iinfo(dtype).min,)
 
     def beats(self, a: Array, b: Array) -> Array:
         return b > a
@@ -80,10 +78,10 @@ class Min(Extreme):
 
     @property
     def kernel(self) -> Kernel:
-        return Kernel("min")
+        return Kernel("min", "pick")
 
     def identity(self, dtype: str) -> tuple[float, ...]:
-        return (np.inf if "float" in dtype else np.iinfo(dtype).max,)
+        return (np.inf if DTYPES[dtype].kind == "float" else np.iinfo(dtype).max,)
 
     def beats(self, a: Array, b: Array) -> Array:
         return b < a

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..arrays import Array, Arrays
-from ..dtypes import DType
+from ..dtypes import dtype_name
 from ..errors import PoolTypeError, PoolValueError
 from .base import Kernel, Seen, State, check_number, register, root, settle
 from .sums import Additive
@@ -52,10 +52,7 @@ class Lp(Additive):
     @property
     def kernel(self) -> Kernel:
         name = "sum_abs" if self.p == 1 else "sum_square" if self.p == 2 else "sum_power"
-        return Kernel(name, exponent=float(self.p))
-
-    def working_dtype(self, dtype: DType) -> str:
-        return dtype.wide if dtype.kind == "float" else dtype.real
+        return Kernel(name, "norm", exponent=float(self.p))
 
     def lift(self, xp: Arrays, x: Array) -> State:
         if self.p == 1:
@@ -93,12 +90,9 @@ class GeM(Additive):
         if self.eps < 0:
             raise PoolValueError(f"eps must be at least 0, got {self.eps}", "Give a small number")
 
-    def working_dtype(self, dtype: DType) -> str:
-        return dtype.wide if dtype.kind == "float" else dtype.real
-
     def lift(self, xp: Arrays, x: Array) -> State:
         return (xp.power(xp.at_least(x, self.eps), self.p),)
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
-        count = xp.cast(seen.inside, str(state[0].dtype).removeprefix("torch."))
+        count = xp.cast(seen.inside, dtype_name(state[0]))
         return root(xp, state[0] / count, self.p)

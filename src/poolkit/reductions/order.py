@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..arrays import Array, Arrays
+from ..dtypes import dtype_name
 from ..errors import PoolTypeError, PoolValueError
 from .base import Reduction, check_number, register, settle
 
@@ -52,7 +53,7 @@ class Quantile(Ranked):
         ordered, broken = self.ranked(xp, values, seen, np.inf)
         rank = xp.at_least(xp.cast(count, "float64") - 1.0, 0.0) * self.q
         low = xp.floor(rank)
-        weight = xp.cast(rank - low, str(values.dtype).removeprefix("torch."))
+        weight = xp.cast(rank - low, dtype_name(values))
         below = xp.cast(low, "int64")
         above = xp.cast(xp.at_most(low + 1, float(values.shape[-1] - 1)), "int64")
         a, b = xp.pick(ordered, below[..., None]), xp.pick(ordered, above[..., None])
@@ -116,5 +117,5 @@ class TopK(Ranked):
         # Ascending order: the last `taken` of the k are values, those before are unseen.
         is_value = xp.index(np.arange(k), values) >= k - taken[..., None]
         total = xp.sum(xp.where(is_value, largest, xp.fill(largest, 0.0)))
-        mean = total / xp.cast(taken, str(values.dtype).removeprefix("torch."))
+        mean = total / xp.cast(taken, dtype_name(values))
         return xp.where(broken, xp.fill(mean, float("nan")), mean)

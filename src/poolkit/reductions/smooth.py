@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..arrays import Array, Arrays
+from ..dtypes import dtype_name
 from .base import Mergeable, Seen, State, check_number, register, settle
 
 __all__ = ["LogSumExp", "Soft"]
@@ -70,7 +71,7 @@ class LogSumExp(Mergeable):
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         top, total = state
-        count = xp.cast(seen.inside, str(top.dtype).removeprefix("torch."))
+        count = xp.cast(seen.inside, dtype_name(top))
         return top + xp.log(total / count) / self.r
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..arrays import Array, Arrays
-from ..dtypes import DType
+from ..dtypes import DType, dtype_name, dtype_of
 from ..errors import PoolTypeError, PoolValueError
 from .base import Kernel, Mergeable, Seen, State, check_flag, register, settle
 
@@ -15,9 +15,6 @@ __all__ = ["Mean", "Sum"]
 
 class Additive(Mergeable):
     """States that add."""
-
-    def working_dtype(self, dtype: DType) -> str:
-        return dtype.wide
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         return (0,)
@@ -44,10 +41,13 @@ class Sum(Additive):
 
     @property
     def kernel(self) -> Kernel:
-        return Kernel("sum")
+        return Kernel("sum", "sum")
 
     def result_dtype(self, dtype: DType) -> str:
         return dtype.name if dtype.kind == "float" else "int64"
+
+    def working_dtype(self, dtype: DType) -> str:
+        return dtype.wide
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         return state[0] + 0  # -0.0 + 0 is 0.0
@@ -80,6 +80,7 @@ class Mean(Additive):
     def __post_init__(self) -> None:
         settle(self, "count_include_pad", "divisor")
         check_flag("count_include_pad", self.count_include_pad)
+        object.__setattr__(self, "count_include_pad", bool(self.count_include_pad))
         if self.divisor is not None and (
             isinstance(self.divisor, bool) or not isinstance(self.divisor, int)
         ):
@@ -101,7 +102,7 @@ class Mean(Additive):
 
     @property
     def kernel(self) -> Kernel:
-        return Kernel("sum", divides=True)
+        return Kernel("sum", "sum", divides=True)
 
     def result_dtype(self, dtype: DType) -> str:
         return dtype.name if self.result == "same" and dtype.kind == "int" else dtype.real
@@ -112,16 +113,15 @@ class Mean(Additive):
 
     def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
         total = state[0]
-        if self.result == "same" and "int" in str(total.dtype):
-            return self.rounded(xp, total, seen)
-        if "int" in str(total.dtype):
+        if dtype_of(total).kind == "int":
+            if self.result == "same":
+                return self.rounded(xp, total, seen)
             total = xp.cast(total, "float64")
         if self.divisor is not None:
             mean = total / self.divisor
         else:
             mean = total / xp.cast(
-                seen.padded if self.count_include_pad else seen.inside,
-                str(total.dtype).removeprefix("torch."),
+                seen.padded if self.count_include_pad else seen.inside, dtype_name(total)
             )
         return mean + 0.0
 

@@ -1,7 +1,10 @@
 """Who runs a call on a torch tensor: the native kernel, aten, or the composite path.
 
 In this order: the native kernel on CPU tensors; aten where it does the same and is as good (tiny
-inputs, where the overhead of a call decides; plain max and average on other devices); else the composite path, which runs everywhere and differentiates itself.
+inputs, where the overhead of a call decides; plain max and average on other devices); else the
+composite path, which runs everywhere and differentiates itself. What aten runs saves for its
+gradient what aten saves: for a max the input and eight bytes per output, where a native one saves
+a code of one byte (two or four for windows of more than 256 positions).
 
 A compiler traces the same lines with two differences: no cache is read or written, as it would
 guard on its contents, and the composite path is one operator instead of many.
@@ -17,24 +20,24 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from .. import functional
 from ..composite import composite
-from ..core import _join
-from ..dtypes import DTYPES
+from ..core import beyond_64_bits, join_grids
+from ..dtypes import unknown_dtype
 from ..errors import PoolTypeError
 from ..plan import Plan
-from ..reductions import Lp, Max, Mean, Min, Reduction, as_reduction
+from ..reductions import Max, Mean, Reduction, as_reduction
 from ..windows import Adaptive, Global, Sliding, Window, as_window
 from . import ops
 from .autograd import CompositePool, LpPool, PickPool, SumPool, apply
 
-__all__ = ["pool", "pool_with_indices", "route"]
+__all__ = ["num_threads", "pool", "pool_with_indices", "route"]
 
-# Below this many elements a max or a mean goes to aten, whose overhead per call is smaller than ours: 3 us
-# against 14 us at 512 elements in NCHW, and 13 against 18 us at 4608, while at 8192 it is 23
-# against 18 us (window 3, stride 2, one thread). Forward and backward together cross at about
+# Below this many elements a max or a mean goes to aten, whose overhead per call is smaller than
+# ours: 3 us against 14 us at 512 elements in NCHW, and 13 against 18 us at 4608, while at 8192 it
+# is 23 against 18 us (window 3, stride 2, one thread). Forward and backward together cross at about
 # 16384, but there aten saves the input and 8-byte indices, so the same limit holds for training.
 # In one and two dimensions only: in three, autocast makes aten's result float32. A mean of so few
 # elements has aten's bits, which may differ from ours in the last place.
@@ -49,7 +52,7 @@ class Call(NamedTuple):
 
     Attributes:
         seen, reduced: their recipes, as the operators take them.
-        kind: "pick", "norm", "sum" or "composite": whose gradient it has.
+        kind: whose gradient it has: that of its kernel, or of the "composite" path.
         aten: a function of x that aten computes by the same rules, or None.
         aten_picks: the same with indices.
     """
@@ -65,20 +68,14 @@ class Call(NamedTuple):
 
 
 def _call(window: Window, reduction: Reduction, axes: int) -> Call:
-    kind = "composite"
-    if reduction.kernel is not None and axes <= 3:
-        kind = "sum"
-        if isinstance(reduction, (Max, Min)):
-            kind = "pick"
-        elif isinstance(reduction, Lp):
-            kind = "norm"
+    kernel = reduction.kernel if axes <= 3 else None
     return Call(
         window,
         reduction,
         axes,
         repr(window),
         repr(reduction),
-        kind,
+        kernel.kind if kernel is not None else "composite",
         _aten(window, reduction, axes) if axes <= 3 else None,
         _aten_picks(window, reduction, axes) if axes <= 3 else None,
     )
@@ -113,7 +110,11 @@ _PICKS = {
     2: torch.ops.aten.max_pool2d_with_indices,
     3: torch.ops.aten.max_pool3d_with_indices,
 }
-_MEAN = {1: torch.avg_pool1d, 2: torch._C._nn.avg_pool2d, 3: torch._C._nn.avg_pool3d}
+_MEAN: dict[int, Callable[..., Tensor]] = {
+    1: torch.avg_pool1d,
+    2: torch._C._nn.avg_pool2d,
+    3: torch._C._nn.avg_pool3d,
+}
 _ADAPTIVE_MEAN = {
     1: torch.adaptive_avg_pool1d,
     2: torch._C._nn.adaptive_avg_pool2d,
@@ -127,8 +128,8 @@ def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
     """(kernel, stride, padding, dilation, ceil_mode) if aten has this sliding window."""
     if not isinstance(window, Sliding):
         return None
-    pads = window._pads(axes)
-    kernel, stride, dilation = window._sizes(axes)
+    pads = window.pads(axes)
+    kernel, stride, dilation = window.sizes(axes)
     if pads is None or any(a != b for a, b in pads):
         return None
     for (pad, _), k, d in zip(pads, kernel, dilation, strict=True):
@@ -177,43 +178,63 @@ def _aten_takes(x: Tensor, axes: int) -> bool:
 
 
 def _is_tiny(x: Tensor, axes: int, kind: str) -> bool:
-    """Whether the overhead of a call decides. Symbolic sizes are not asked, only plain tensors.
+    """Whether the overhead of a call decides, and aten takes the tensor.
 
-    Half types go native when they are added up: aten does that in the half type.
+    Symbolic sizes are not asked, only plain tensors. Half types go native when they are added up:
+    aten does that in the half type, in the gradient of a max too.
     """
-    if axes > 2 or type(x) is not Tensor or not 0 < x.numel() < TINY:
+    if type(x) is not Tensor or is_compiling() or axes > 2 or not 0 < x.numel() < TINY:
         return False
-    return x.dtype in _MEAN_DTYPES if kind == "sum" else not x.requires_grad or x.dtype.itemsize > 2
+    if not axes + 1 <= x.ndim <= axes + 2 or forward_ad._current_level >= 0:
+        return False
+    if kind == "sum" or x.requires_grad:
+        return x.dtype in _MEAN_DTYPES
+    return x.dtype.is_floating_point
 
 
 # The shortest ways to pool a tiny tensor, without a window or any check of ours; they return None
-# where aten does not do the same, or refuses: the usual way has better messages.
+# where aten does not do the same, or refuses: the usual way has better messages. Aten would take
+# more than Python's own integers for sizes.
 
 
-def _small(x: Any) -> bool:
-    return type(x) is Tensor and not is_dynamo_compiling() and x.numel() < TINY
-
-
-def small_max(axes: int, x: Any, kernel_size: Any, stride: Any, *rest: Any) -> Tensor | None:
-    if not _small(x) or x.is_quantized or (x.requires_grad and x.dtype.itemsize == 2):
+def small_max(
+    axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> Tensor | None:
+    # A dilated window may lie wholly in the padding, which aten does not see.
+    if not _is_tiny(x, axes, "pick") or not (type(dilation) is int and dilation == 1):
         return None
+    if not functional.are_exact(kernel_size, stride, padding):
+        return None
+    steps = kernel_size if stride is None else stride
     try:
-        return _MAX[axes](x, kernel_size, kernel_size if stride is None else stride, *rest)
+        return _MAX[axes](x, kernel_size, steps, padding, dilation, ceil_mode)
     except (RuntimeError, TypeError, ValueError):
         return None
 
 
-def small_mean(axes: int, x: Any, kernel_size: Any, stride: Any, *rest: Any) -> Tensor | None:
-    if not _small(x) or x.dtype not in _MEAN_DTYPES:
+def small_mean(
+    axes: int,
+    x: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: Any,
+    count_include_pad: Any,
+    divisor: Any = None,
+) -> Tensor | None:
+    if divisor is not None or not _is_tiny(x, axes, "sum"):
         return None
+    if not functional.are_exact(kernel_size, stride, padding):
+        return None
+    steps = kernel_size if stride is None else stride
     try:
-        return _MEAN[axes](x, kernel_size, kernel_size if stride is None else stride, *rest)
+        return _MEAN[axes](x, kernel_size, steps, padding, ceil_mode, count_include_pad)
     except (RuntimeError, TypeError, ValueError):
         return None
 
 
 def small_adaptive_mean(axes: int, x: Any, output_size: Any) -> Tensor | None:
-    if not _small(x) or x.dtype not in _MEAN_DTYPES or axes + 1 > x.ndim:
+    if not _is_tiny(x, axes, "sum") or not functional.are_exact(output_size):
         return None
     try:
         return _ADAPTIVE_MEAN[axes](x, output_size)
@@ -233,10 +254,7 @@ def _check(x: Tensor) -> None:
     if x.is_quantized:
         raise PoolTypeError("a quantized tensor cannot be pooled", "Pool x.int_repr()")
     if x.dtype not in ops.NAMES:
-        raise PoolTypeError(
-            f"dtype {ops.name_of(x.dtype)} cannot be pooled",
-            f"Convert to one of {', '.join(DTYPES)}",
-        )
+        raise unknown_dtype(x)
 
 
 def _has_kernels(x: Tensor) -> bool:
@@ -249,24 +267,30 @@ def _runs_native(x: Tensor) -> bool:
     return _has_kernels(x) and forward_ad._current_level < 0
 
 
-def route(x: Tensor, window: Window, reduction: Reduction, plan: Plan) -> tuple[str, str, int]:
-    """(path, why, threads) of `pool` for these arguments."""
-    threads = torch.get_num_threads()
+def num_threads() -> int:
+    """Threads used on torch tensors."""
+    return torch.get_num_threads()
+
+
+def route(x: Tensor, plan: Plan) -> tuple[str, str]:
+    """(path, why) of `pool` for one grid of windows."""
     axes = len(plan.shape)
-    call = _known(window, reduction, axes)
+    call = _known(plan.window, plan.reduction, axes)
     has_aten = call.aten is not None and _aten_takes(x, axes)
     device = x.device.type
     if _has_kernels(x) and forward_ad._current_level >= 0:
-        return "composite", "forward-mode derivatives come from whole-array operations", threads
+        return "composite", "forward-mode derivatives come from whole-array operations"
     if _has_kernels(x) and plan.native is not None:
-        if has_aten and _is_tiny(x, axes, call.kind):
-            return "aten", f"under {TINY} elements the overhead of a call decides", threads
-        return "native", plan.why, threads
+        if has_aten and _is_tiny(x, axes, call.kind) and not plan.has_empty_windows:
+            return "aten", f"under {TINY} elements the overhead of a call decides"
+        if call.kind == "pick" and _differentiates(x) and plan.has_empty_windows:
+            return "composite", "a window wholly in the padding has no position for the gradient"
+        return "native", plan.why
     if not _has_kernels(x) and has_aten:
-        return "aten", f"on {device} torch's own operator is as good", threads
+        return "aten", f"on {device} torch's own operator is as good"
     if plan.native is not None:
-        return "composite", f"there is no kernel for {device} here", threads
-    return "composite", plan.why, threads
+        return "composite", f"there is no kernel for {device} here"
+    return "composite", plan.why
 
 
 def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool) -> Tensor:
@@ -276,31 +300,46 @@ def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_la
         x = x.movedim(-1, -axes - 1)
     if window.joined:
         grids = [_pool(x, _known(grid, reduction, axes)) for grid in window.grids()]
-        out = _join(grids, axes, False)
+        out = join_grids(grids, axes, False)
         return out.movedim(-2, -1) if channels_last else out
     out = _pool(x, _known(window, reduction, axes))
-    return out.movedim(-axes - 1, -1) if channels_last else out
+    return out.movedim(-axes - 1, -1) if channels_last else _in_format(out, axes)
+
+
+def _in_format(out: Tensor, axes: int) -> Tensor:
+    """Channels stay behind in the ranks in which torch has a memory format for it; in others the
+    result is contiguous, as torch's is."""
+    return out if ops.has_format(out, axes) else out.contiguous()
 
 
 def _pool(x: Tensor, call: Call) -> Tensor:
     _, reduction, axes, seen, reduced, kind, aten, _ = call
+    if x.dtype is torch.int64 and not (_is_opaque(x) or _is_transformed()):
+        exact = beyond_64_bits(x, ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype))
+        if exact is not None:
+            return _laid_out_like(x, exact, axes)
     if not _runs_native(x):
         if aten is not None and _aten_takes(x, axes) and not _has_kernels(x):
             return aten(x)
         return _composite(x, call)
     if kind == "composite":
         return _composite(x, call)
-    if aten is not None and not is_compiling() and _is_tiny(x, axes, kind) and _aten_takes(x, axes):
-        ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)  # for its errors
-        return aten(x)
+    if aten is not None and _is_tiny(x, axes, kind):
+        # The plan has the errors, too.
+        plan = ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)
+        if not plan.has_empty_windows:
+            return aten(x)
     if kind == "pick":
         if _differentiates(x):
+            if _may_lack_positions(x, call):
+                return _composite(x, call)
             return apply(PickPool, x, seen, reduced, axes)[0]
     elif kind == "norm":
         if not x.dtype.is_floating_point:
             x = x.float()
         elif _differentiates(x):
-            return apply(LpPool, x, seen, float(reduction.p), axes)  # type: ignore[attr-defined]
+            assert reduction.kernel is not None
+            return apply(LpPool, x, seen, reduced, reduction.kernel.exponent, axes)
     elif _differentiates(x):
         return apply(SumPool, x, seen, reduced, axes)
     return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
@@ -310,11 +349,20 @@ def _differentiates(x: Tensor) -> bool:
     """Whether a gradient may be asked for: within torch.func the tensor itself may not know."""
     if x.requires_grad:
         return torch.is_grad_enabled()
-    return (
-        not is_compiling()
-        and torch._C._are_functorch_transforms_active()
-        and x.dtype.is_floating_point
-    )
+    return _is_transformed() and x.dtype.is_floating_point
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is about, under which a tensor may have no values."""
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _may_lack_positions(x: Tensor, call: Call) -> bool:
+    """Whether a window may lie wholly in the padding: it has a value, but no position to save."""
+    spatial = x.shape[x.ndim - call.axes :]
+    if _is_opaque(x):  # the sizes may be symbols
+        return not call.window.always_sees(spatial)
+    return ops.plan_of(call.seen, call.reduced, spatial, x.dtype).has_empty_windows
 
 
 def _is_opaque(x: Tensor) -> bool:
@@ -333,7 +381,7 @@ def _composite(x: Tensor, call: Call) -> Tensor:
 
 def _laid_out_like(x: Tensor, out: Tensor, axes: int) -> Tensor:
     """As the native kernels leave it; within torch.func a tensor has no layout of its own."""
-    if not is_compiling() and torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         return out
     return ops.laid_out_like(x, out, axes)
 
@@ -361,5 +409,5 @@ def pool_with_indices(
         flat = x.flatten(-axes).gather(-1, indices.flatten(-axes))
         values = _laid_out_like(x, flat.unflatten(-1, indices.shape[-axes:]), axes)
     if channels_last:
-        values, indices = values.movedim(-axes - 1, -1), indices.movedim(-axes - 1, -1)
-    return values, indices
+        return values.movedim(-axes - 1, -1), indices.movedim(-axes - 1, -1)
+    return _in_format(values, axes), _in_format(indices, axes)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "as_laid_out", "empty_like_layout", "laid_out_like"]
+__all__ = ["Layout", "as_laid_out", "empty_like_layout", "has_format", "laid_out_like"]
 
 
 class Layout(NamedTuple):
@@ -28,9 +28,14 @@ class Layout(NamedTuple):
 _FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
+def has_format(x: Tensor, ndim: int) -> bool:
+    """Whether torch has a memory format with the channels behind for this rank."""
+    return x.ndim == ndim + 2 and ndim in _FORMATS
+
+
 def _channels_behind(x: Tensor, ndim: int) -> bool:
     """Whether x is dense with its channels (the axis before the spatial ones) fastest."""
-    if x.ndim == ndim + 2 and ndim in _FORMATS:
+    if has_format(x, ndim):
         return x.is_contiguous(memory_format=_FORMATS[ndim])
     if x.ndim <= ndim:
         return False
@@ -39,7 +44,7 @@ def _channels_behind(x: Tensor, ndim: int) -> bool:
 
 def _prefers_channels_behind(x: Tensor, ndim: int) -> bool:
     """For a tensor that is not dense: torch's own choice of the format to make it dense in."""
-    if x.ndim != ndim + 2 or ndim not in _FORMATS:
+    if not has_format(x, ndim):
         return False
     strides = x.stride()
     if strides[1] == 0:
@@ -58,7 +63,7 @@ def _layout(x: Tensor, ndim: int) -> tuple[bool, bool]:
     """Whether x is dense in one of the two layouts, and whether its channels lie behind."""
     if x.is_contiguous():
         # With one channel or one pixel both layouts are dense; torch then goes by the strides.
-        both = x.ndim == ndim + 2 and ndim in _FORMATS and _channels_behind(x, ndim)
+        both = has_format(x, ndim) and _channels_behind(x, ndim)
         return True, both and _prefers_channels_behind(x, ndim)
     if _channels_behind(x, ndim):
         return True, True
@@ -83,7 +88,7 @@ def empty_like_layout(
     lead = x.shape[: x.ndim - ndim]
     if not behind:
         return x.new_empty((*lead, *spatial), dtype=dtype)
-    if x.ndim == ndim + 2 and ndim in _FORMATS:
+    if has_format(x, ndim):
         return torch.empty(
             (*lead, *spatial), dtype=dtype, device=x.device, memory_format=_FORMATS[ndim]
         )

@@ -33,11 +33,11 @@ from ..errors import PoolValueError
 from ..plan import Plan, plan_for
 from ..reductions import Reduction, as_reduction
 from ..reductions.base import reduction_parts
-from ..windows import Adaptive, Global, Sliding, Window, as_window
+from ..windows import Window, as_window
 from ..windows.base import window_parts
-from .layout import as_laid_out, empty_like_layout, laid_out_like
+from .layout import as_laid_out, empty_like_layout, has_format, laid_out_like
 
-__all__ = ["NAMES", "laid_out_like", "name_of", "plan_of"]
+__all__ = ["NAMES", "has_format", "laid_out_like", "plan_of"]
 
 # Text is read while a compiler traces, not by the compiled program.
 torch.compiler.assume_constant_result(window_parts)
@@ -56,11 +56,6 @@ _library.define("locate(Tensor x, str window, str reduction, int ndim) -> Tensor
 
 NAMES = {getattr(torch, name): name for name in DTYPES}
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """The name of a dtype in the table of dtypes, or its own."""
-    return NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
 def _parsed(window: str, reduction: str) -> tuple[Window, Reduction]:
@@ -193,6 +188,8 @@ def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -
         grad = grad / by
     grad, (outer, inner, behind) = as_laid_out(grad, ndim)
     out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
+    if 0 in plan.output:  # no bins: there is nothing to add up
+        return out.zero_().to(wanted)
     plan.transposed(NAMES[grad.dtype]).forward(
         grad.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads()
     )
@@ -232,18 +229,7 @@ def _code_bytes(window: Window, spatial: Sequence[Any]) -> int:
     Bounds come first, as they hold for symbolic sizes too; only where they do not decide are the
     spans made, of sizes that are then fixed.
     """
-    least: Any = 0
-    most: Any = 1
-    if isinstance(window, Sliding):
-        for taps in window._sizes(len(spatial))[0]:
-            most = most * taps
-    elif isinstance(window, Global):
-        for size in spatial:
-            most = most * size
-        least = most
-    elif isinstance(window, Adaptive):
-        for size, bins in zip(spatial, window.output_shape(spatial), strict=True):
-            most = most * (size // bins + 2)
+    least, most = window.taps_bound(spatial)
     if most <= 256:
         return 1
     if least > 256:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import PoolTypeError, PoolValueError
-from .base import ReceptiveField, Spans, Window, check_entry, check_shape, freeze, register
+from .base import (
+    ReceptiveField,
+    Spans,
+    Window,
+    check_entry,
+    check_outputs,
+    check_shape,
+    freeze,
+    register,
+)
 
 __all__ = ["Adaptive", "Global", "Pyramid"]
 
@@ -57,9 +67,21 @@ class Adaptive(Window):
                 f"{self} has {len(sizes)} axes, the input {len(shape)} spatial ones",
                 "Make them agree",
             )
+        for axis, bins in enumerate(sizes):
+            if bins is not None:
+                check_outputs(bins, axis)
         return tuple(
             size if bins is None else bins for bins, size in zip(sizes, shape, strict=True)
         )
+
+    def taps_bound(self, shape: Sequence[Any]) -> tuple[Any, Any]:
+        most: Any = 1
+        for size, bins in zip(shape, self.output_shape(shape), strict=True):
+            most = most * (size // max(bins, 1) + 2)
+        return 0, most
+
+    def always_sees(self, shape: Sequence[Any]) -> bool:
+        return True
 
     def axes(self, shape: Sequence[int]) -> tuple[Spans, ...]:
         check_shape(shape)
@@ -93,6 +115,13 @@ class Global(Window):
 
     def output_shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         return (1,) * len(shape)
+
+    def taps_bound(self, shape: Sequence[Any]) -> tuple[Any, Any]:
+        taps = math.prod(shape)
+        return taps, taps
+
+    def always_sees(self, shape: Sequence[Any]) -> bool:
+        return True
 
     def axes(self, shape: Sequence[int]) -> tuple[Spans, ...]:
         return Adaptive(1).axes(shape)

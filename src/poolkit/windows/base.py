@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,15 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..errors import PoolTypeError, PoolValueError, is_traced
+from ..errors import PoolTypeError, PoolValueError, dtype_name, is_torch_tensor, is_traced
 from ..recipes import Recipe, build, parameters_of
 
 __all__ = ["WINDOWS", "ReceptiveField", "Spans", "Window", "as_window", "register"]
 
 # No machine holds an axis as long as this; beyond it 64-bit positions would overflow.
 LARGEST = 2**40
+# Nor does any hold the result of more windows along one axis; their spans alone would fill it.
+MOST_OUTPUTS = 2**31
 
 WINDOWS: dict[str, type[Window]] = {}
 W = TypeVar("W", bound="type[Window]")
@@ -72,6 +75,9 @@ class Spans:
         position = position[seen]
         order = np.lexsort((seer, position))
         position, seer = position[order], seer[order]
+        if not len(seer):  # no output, or none that sees anything
+            nothing = np.zeros(self.size, dtype=np.int64)
+            return Spans(outputs, nothing, nothing, 1, nothing)
         count = np.bincount(position, minlength=self.size)
         first = np.cumsum(count) - count
         begin = np.where(count > 0, seer[np.minimum(first, max(len(seer) - 1, 0))], 0)
@@ -150,6 +156,20 @@ class Window(Recipe, ABC):
     ) -> tuple[ReceptiveField, ...]:
         """What an output sees along each axis, stacked on the fields `before` (of the input)."""
 
+    # The next two are asked of shapes whose sizes may be a compiler's symbols. A window that
+    # answers without its spans is compiled once for all sizes.
+
+    def taps_bound(self, shape: Sequence[Any]) -> tuple[Any, Any]:
+        """The least and the most positions that the largest window may have over an input of
+        spatial shape `shape`."""
+        taps = math.prod(max(span.taps, 1) for span in self.axes([int(size) for size in shape]))
+        return taps, taps
+
+    def always_sees(self, shape: Sequence[Any]) -> bool:
+        """Whether every window sees at least one position of an input of spatial shape `shape`;
+        False where that is not certain."""
+        return all((span.count > 0).all() for span in self.axes([int(size) for size in shape]))
+
 
 def per_axis(
     name: str, value: Any, ndim: int, valid: Callable[[Any], bool], wanted: str
@@ -172,7 +192,11 @@ def per_axis(
 def check_entry(name: str, entry: Any, valid: Callable[[Any], bool], wanted: str) -> None:
     """Refuses anything but an integer that `valid` accepts."""
     # What is not an int by now (see `freeze`) may still be a compiler's symbol for one.
-    if isinstance(entry, (bool, float, str, np.ndarray)) or not hasattr(entry, "__index__"):
+    if (
+        isinstance(entry, (bool, np.bool_, float, str, np.ndarray))
+        or is_torch_tensor(entry)
+        or not (isinstance(entry, int) or hasattr(entry, "__index__"))
+    ):
         raise PoolTypeError(
             f"{name} must be an integer or a tuple of them, got {entry!r}", "Give integers"
         )
@@ -186,14 +210,27 @@ def _kind(wanted: str) -> str:
     return "positive size" if wanted.startswith("at least 1") else "size of 0 or more"
 
 
+def check_outputs(outputs: Any, axis: int) -> None:
+    """Refuses more windows along an axis than any memory holds the results of."""
+    if is_traced() or not isinstance(outputs, int):
+        return  # a compiler's symbol must not be bounded by this
+    if outputs > MOST_OUTPUTS:
+        raise PoolValueError(
+            f"axis {axis} of the output would have {outputs} positions, more than {MOST_OUTPUTS}",
+            "Use less padding, fewer bins, or a larger stride",
+        )
+
+
 def freeze(value: Any) -> Any:
-    """Lists become tuples, all the way down, and NumPy's integers Python's, so that a window can
-    be a dictionary key and its recipe be read again."""
+    """Lists become tuples, all the way down, and integers of NumPy and torch Python's, so that a
+    window can be a dictionary key and its recipe be read again."""
     if isinstance(value, (list, tuple)):
         return tuple(freeze(v) for v in value)
     if isinstance(value, np.integer) or (
         isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iu"
     ):
+        return int(value)
+    if is_torch_tensor(value) and value.ndim == 0 and dtype_name(value).lstrip("u")[:3] == "int":
         return int(value)
     return value
 

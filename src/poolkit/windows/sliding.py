@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from .base import (
     Spans,
     Window,
     check_entry,
+    check_outputs,
     check_shape,
     freeze,
     per_axis,
@@ -75,8 +77,8 @@ class Sliding(Window):
             lengths.append(len(self.padding))
         ndim = lengths[0] if lengths else 1
         object.__setattr__(self, "_ndim", ndim if lengths else None)
-        self._sizes(ndim)
-        self._pads(ndim)
+        self.sizes(ndim)
+        self.pads(ndim)
 
     @property
     def ndim(self) -> int | None:
@@ -87,25 +89,25 @@ class Sliding(Window):
         padding = self.padding
         return isinstance(padding, tuple) and len(padding) > 0 and isinstance(padding[0], tuple)
 
-    def _sizes(self, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def sizes(self, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Kernel, stride and dilation for each axis."""
         positive = "at least 1"
         kernel = per_axis("kernel_size", self.kernel_size, ndim, lambda k: k >= 1, positive)
         stride = kernel
-        if self.stride is not None and self.stride != ():
+        if self.stride is not None and not (isinstance(self.stride, tuple) and not self.stride):
             stride = per_axis("stride", self.stride, ndim, lambda s: s >= 1, positive)
         dilation = per_axis("dilation", self.dilation, ndim, lambda d: d >= 1, positive)
         for k, d in zip(kernel, dilation, strict=True):
             check_entry("the reach of a window", (k - 1) * d + 1, lambda r: r >= 1, positive)
         return kernel, stride, dilation
 
-    def _pads(self, ndim: int) -> tuple[tuple[int, int], ...] | None:
+    def pads(self, ndim: int) -> tuple[tuple[int, int], ...] | None:
         """(before, after) for each axis; None for "same", which depends on the input."""
-        if self.padding == "same":
-            return None
-        if self.padding == "valid":
-            return ((0, 0),) * ndim
         if isinstance(self.padding, str):
+            if self.padding == "same":
+                return None
+            if self.padding == "valid":
+                return ((0, 0),) * ndim
             raise PoolValueError(
                 f"padding must be 'valid', 'same' or integers, got {self.padding!r}",
                 "Write one of them",
@@ -133,8 +135,8 @@ class Sliding(Window):
             raise PoolTypeError(
                 f"{self} has {self.ndim} axes, the input {ndim} spatial ones", "Make them agree"
             )
-        kernel, stride, dilation = self._sizes(ndim)
-        pads = self._pads(ndim)
+        kernel, stride, dilation = self.sizes(ndim)
+        pads = self.pads(ndim)
         rows = []
         for axis, size in enumerate(shape):
             k, s, d = kernel[axis], stride[axis], dilation[axis]
@@ -155,15 +157,32 @@ class Sliding(Window):
                 outputs = (room + (s - 1 if self.ceil_mode else 0)) // s + 1
                 if self.ceil_mode and (outputs - 1) * s >= size + before:
                     outputs -= 1
+            check_outputs(outputs, axis)
             rows.append((size, k, s, before, d, outputs))
         return rows
 
     def output_shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(row[-1] for row in self._layout(shape))
 
+    def taps_bound(self, shape: Sequence[Any]) -> tuple[Any, Any]:
+        return 0, math.prod(self.sizes(len(shape))[0])
+
+    def always_sees(self, shape: Sequence[Any]) -> bool:
+        # "same" pads by less than the reach of a window on either side.
+        pads = self.pads(len(shape))
+        kernel, _, dilation = self.sizes(len(shape))
+        for axis, size in enumerate(shape):
+            k, d = kernel[axis], dilation[axis]
+            if pads is not None and max(pads[axis]) > (k - 1) * d:
+                return False
+            # What reaches over an end may have a gap as large as the whole input.
+            if d > 1 and (pads is None or max(pads[axis]) > 0) and size < d:
+                return False
+        return True
+
     def axes(self, shape: Sequence[int]) -> tuple[Spans, ...]:
         check_shape(shape)
-        pads = self._pads(len(shape))
+        pads = self.pads(len(shape))
         spans = []
         for axis, (size, k, s, before, d, outputs) in enumerate(self._layout(shape)):
             start = np.arange(outputs, dtype=np.int64) * s - before

@@ -1,10 +1,13 @@
-"""poolkit's own calls, window x reduction, under the names that torch has for them."""
+"""poolkit's own calls and modules, under the names that torch has for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from poolkit.inspection.operations import Pooling
+from torch import nn
+
+import poolkit.nn
+from poolkit.inspection.operations import SIGNATURES, Pooling
 from poolkit.reductions import Lp, Max, Mean, Reduction
 from poolkit.windows import Adaptive, Global, Sliding, Window
 
@@ -64,3 +67,33 @@ def _symmetric(padding: Any) -> bool:
     """Whether torch can say this padding: one number for both sides of an axis."""
     sides = padding if isinstance(padding, tuple) else (padding,)
     return all(isinstance(side, int) for side in sides)
+
+
+def is_poolkits(module: nn.Module) -> bool:
+    """Whether a module is one of ``poolkit.nn``."""
+    return getattr(poolkit.nn, type(module).__name__, None) is type(module)
+
+
+def from_poolkit(module: nn.Module) -> Pooling | None:
+    """The pooling that a module of ``poolkit.nn`` does, read from its attributes."""
+    if not is_poolkits(module):
+        return None
+    operation = function_name(type(module).__name__)
+    if operation not in SIGNATURES:
+        return None
+    arguments = {
+        name: getattr(module, name)
+        for name in SIGNATURES[operation]
+        if getattr(module, name, None) is not None
+    }
+    return Pooling(operation, arguments)
+
+
+def function_name(class_name: str) -> str:
+    """The function that a pooling class stands for.
+
+    >>> function_name("AdaptiveAvgPool2d"), function_name("LPPool1d"), function_name("MaxUnpool3d")
+    ('adaptive_avg_pool2d', 'lp_pool1d', 'max_unpool3d')
+    """
+    words = class_name.replace("LP", "Lp")
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")

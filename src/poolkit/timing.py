@@ -1,0 +1,213 @@
+"""Timing two or more calls so that they can be compared.
+
+Contenders run interleaved in one process, each once a round and in random order: a machine that
+slows down half way slows all of them, and none always follows the same neighbour's warm cache. A
+ratio is taken within each round, where both times saw the same machine, and the median of these
+paired ratios is reported: never the ratio of two times from different moments.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, sqrt
+from numbers import Real
+from statistics import median, quantiles
+from time import perf_counter, sleep
+from typing import Any
+
+import torch
+
+from poolkit.errors import PoolValueError
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to measure: rounds until the budget is spent, but at least `min_rounds`.
+
+    Attributes:
+        budget_s: seconds for all rounds together.
+        seed: of the order of the contenders in each round.
+        sample_s: a sample is as many calls as take about this many seconds, so that neither the
+            resolution of the clock nor the call of it counts.
+        rest_s: seconds of pause before each sample; an untimed call ends the pause.
+    """
+
+    budget_s: float
+    min_rounds: int
+    max_rounds: int
+    seed: int = 0
+    sample_s: float = 100e-6  # the clock and the call of it cost under 1 us
+    rest_s: float = 0.0
+
+
+@dataclass
+class Samples:
+    """The times of one contender: seconds per call, one for each round."""
+
+    calls_per_sample: int
+    seconds: list[float] = field(default_factory=list)
+
+
+def interleave(calls: Sequence[Call], schedule: Schedule) -> list[Samples]:
+    """Time `calls`, each once a round; the samples are in the order of `calls`."""
+    found = [Samples(_calls_per_sample(call, schedule.sample_s)) for call in calls]
+    order = list(range(len(calls)))
+    shuffle = random.Random(schedule.seed).shuffle
+    began = perf_counter()
+    for done in range(schedule.max_rounds):
+        if done >= schedule.min_rounds and perf_counter() - began > schedule.budget_s:
+            break
+        shuffle(order)
+        for index in order:
+            if schedule.rest_s:
+                sleep(schedule.rest_s)
+                # Wakes this contender's threads and brings its data back into the caches.
+                calls[index]()
+            samples = found[index]
+            samples.seconds.append(_seconds_per_call(calls[index], samples.calls_per_sample))
+    return found
+
+
+def _calls_per_sample(call: Call, sample_s: float) -> int:
+    """How many calls take `sample_s`, from doubling batches of them; this also warms up."""
+    call()  # the first call plans, allocates and loads
+    count = 1
+    while True:
+        seconds = _seconds_per_call(call, count)
+        if seconds * count >= sample_s / 2:
+            return max(1, round(sample_s / seconds))
+        count *= 2
+
+
+def _seconds_per_call(call: Call, count: int) -> float:
+    """Seconds per call over `count` calls, without garbage collection: whoever happens to run
+    would pay for it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        _finish()
+        began = perf_counter()
+        for _ in range(count):
+            call()
+        _finish()
+        return (perf_counter() - began) / count
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _finish() -> None:
+    """Wait for what was started on a GPU, if any is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def paired_ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Time of one contender over that of another, round by round.
+
+    >>> paired_ratios([4.0, 40.0], [1.0, 10.0])
+    [4.0, 4.0]
+    """
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """The median of a set of measurements and the range of its middle half."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """
+        >>> Quartiles.of([5.0, 1.0, 3.0, 2.0, 4.0])
+        Quartiles(low=2.0, median=3.0, high=4.0)
+        """
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        return cls(*quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired samples of two calls, in seconds a call.
+
+    >>> Comparison((2.0, 2.0, 4.0), (1.0, 1.0, 2.0)).speedup
+    2.0
+    """
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+    @property
+    def before_ms(self) -> float:
+        return 1e3 * median(self.before)
+
+    @property
+    def after_ms(self) -> float:
+        return 1e3 * median(self.after)
+
+    @property
+    def speedup(self) -> float:
+        """Median of before / after over the pairs; above 1 means that ``after`` is faster."""
+        return median(paired_ratios(self.before, self.after))
+
+    @property
+    def undecided(self) -> bool:
+        """Whether neither is faster beyond the noise."""
+        low, high = self.interval
+        return low <= 1 <= high
+
+    def join(self, more: Comparison) -> Comparison:
+        return Comparison(self.before + more.before, self.after + more.after)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """About 99 % interval of :attr:`speedup`, from order statistics of the pairs.
+
+        It assumes nothing about the noise.
+
+        >>> Comparison((1.0,) * 25, tuple(1 + i / 100 for i in range(25))).interval[1] < 1
+        True
+        """
+        ratios = sorted(paired_ratios(self.before, self.after))
+        n = len(ratios)
+        low = max(0, int((n - 2.58 * sqrt(n)) / 2))
+        return ratios[low], ratios[n - 1 - low]
+
+
+def compare(before: Call, after: Call, seconds: float, patience: int = 3) -> Comparison:
+    """Time two calls against each other for about ``seconds``, without gradients.
+
+    As long as it is undecided which is faster, that is done again, up to ``patience`` times in
+    all: a busy machine needs more samples than a quiet one.
+    """
+    found = Comparison((), ())
+    for seed in range(patience):
+        with torch.no_grad():
+            first, second = interleave([before, after], within(seconds, seed))
+        found = found.join(Comparison(tuple(first.seconds), tuple(second.seconds)))
+        if not found.undecided:
+            break
+    return found
+
+
+def within(seconds: float, seed: int = 0) -> Schedule:
+    """The schedule of a measurement that may take about ``seconds``."""
+    return Schedule(seconds, min_rounds=7, max_rounds=201, seed=seed)
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise PoolValueError unless ``seconds`` is a time that can be waited for."""
+    if not isinstance(seconds, Real) or not isfinite(seconds) or seconds < 0:
+        raise PoolValueError(
+            f"seconds must be a finite number of at least 0, got {seconds!r}",
+            "Give the time to spend on measuring each layer, or 0 to time nothing",
+        )
