@@ -42,6 +42,9 @@ __all__ = ["num_threads", "pool", "pool_with_indices", "route"]
 # In one and two dimensions only: in three, autocast makes aten's result float32. A mean of so few
 # elements has aten's bits, which may differ from ours in the last place.
 TINY = 4096
+# Aten's global mean is a plain sum, as quick as ours: there the overhead decides up to so many
+# times as many elements (17 against 28 us for (1, 2048, 7, 7), 53 against 73 for four of them).
+TINY_GLOBAL = 64
 
 
 # --- what does not depend on the tensor --------------------------------------------------------
@@ -55,6 +58,7 @@ class Call(NamedTuple):
         kind: whose gradient it has: that of its kernel, or of the "composite" path.
         aten: a function of x that aten computes by the same rules, or None.
         aten_picks: the same with indices.
+        tiny: times TINY, the elements below which aten runs on the CPU too.
     """
 
     window: Window
@@ -65,6 +69,7 @@ class Call(NamedTuple):
     kind: str
     aten: Callable[[Tensor], Tensor] | None
     aten_picks: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+    tiny: int
 
 
 def _call(window: Window, reduction: Reduction, axes: int) -> Call:
@@ -78,6 +83,7 @@ def _call(window: Window, reduction: Reduction, axes: int) -> Call:
         kernel.kind if kernel is not None else "composite",
         _aten(window, reduction, axes) if axes <= 3 else None,
         _aten_picks(window, reduction, axes) if axes <= 3 else None,
+        TINY_GLOBAL if window in (Global(), Adaptive(1), Adaptive((1,) * axes)) else 1,
     )
 
 
@@ -122,6 +128,7 @@ _ADAPTIVE_MEAN = {
 }
 # Aten adds half types up in themselves, and divides integers as integers.
 _MEAN_DTYPES = frozenset((torch.float32, torch.float64))
+_MAX_DTYPES = _MEAN_DTYPES | {torch.bfloat16, torch.float16}
 
 
 def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
@@ -177,33 +184,49 @@ def _aten_takes(x: Tensor, axes: int) -> bool:
     return axes + 1 <= x.ndim <= axes + 2 and x.dtype.is_floating_point
 
 
-def _is_tiny(x: Tensor, axes: int, kind: str) -> bool:
+def _is_tiny(x: Tensor, call: Call) -> bool:
     """Whether the overhead of a call decides, and aten takes the tensor.
 
     Symbolic sizes are not asked, only plain tensors. Half types go native when they are added up:
     aten does that in the half type, in the gradient of a max too.
     """
-    if type(x) is not Tensor or is_compiling() or axes > 2 or not 0 < x.numel() < TINY:
+    if type(x) is not Tensor or is_compiling() or call.aten is None or call.axes > 2:
         return False
-    if not axes + 1 <= x.ndim <= axes + 2 or forward_ad._current_level >= 0:
+    if not 0 < x.numel() < call.tiny * TINY or forward_ad._current_level >= 0:
         return False
-    if kind == "sum" or x.requires_grad:
-        return x.dtype in _MEAN_DTYPES
-    return x.dtype.is_floating_point
+    if not call.axes + 1 <= x.ndim <= call.axes + 2:
+        return False
+    return x.dtype in (_MEAN_DTYPES if call.kind == "sum" or x.requires_grad else _MAX_DTYPES)
 
 
 # The shortest ways to pool a tiny tensor, without a window or any check of ours; they return None
 # where aten does not do the same, or refuses: the usual way has better messages. Aten would take
-# more than Python's own integers for sizes.
+# more than Python's own integers for sizes. Written out, as every call here is a tenth of the time.
+
+
+def _exact(kernel_size: Any, stride: Any, padding: Any) -> bool:
+    if (
+        type(kernel_size) is int
+        and type(padding) is int
+        and (stride is None or type(stride) is int)
+    ):
+        return True
+    return functional.are_exact(kernel_size, stride, padding)
 
 
 def small_max(
     axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
 ) -> Tensor | None:
-    # A dilated window may lie wholly in the padding, which aten does not see.
-    if not _is_tiny(x, axes, "pick") or not (type(dilation) is int and dilation == 1):
-        return None
-    if not functional.are_exact(kernel_size, stride, padding):
+    if (
+        type(x) is not Tensor
+        or is_compiling()
+        or not 0 < x.numel() < TINY
+        or x.dtype not in _MAX_DTYPES
+        or (x.requires_grad and x.dtype not in _MEAN_DTYPES)
+        # A dilated window may lie wholly in the padding, which aten does not see.
+        or not (type(dilation) is int and dilation == 1)
+        or not _exact(kernel_size, stride, padding)
+    ):
         return None
     steps = kernel_size if stride is None else stride
     try:
@@ -222,9 +245,14 @@ def small_mean(
     count_include_pad: Any,
     divisor: Any = None,
 ) -> Tensor | None:
-    if divisor is not None or not _is_tiny(x, axes, "sum"):
-        return None
-    if not functional.are_exact(kernel_size, stride, padding):
+    if (
+        type(x) is not Tensor
+        or is_compiling()
+        or not 0 < x.numel() < TINY
+        or x.dtype not in _MEAN_DTYPES
+        or divisor is not None
+        or not _exact(kernel_size, stride, padding)
+    ):
         return None
     steps = kernel_size if stride is None else stride
     try:
@@ -234,7 +262,13 @@ def small_mean(
 
 
 def small_adaptive_mean(axes: int, x: Any, output_size: Any) -> Tensor | None:
-    if not _is_tiny(x, axes, "sum") or not functional.are_exact(output_size):
+    if (
+        type(x) is not Tensor
+        or is_compiling()
+        or not 0 < x.numel() < (TINY_GLOBAL * TINY if output_size == 1 else TINY)
+        or x.dtype not in _MEAN_DTYPES
+        or not functional.are_exact(output_size)
+    ):
         return None
     try:
         return _ADAPTIVE_MEAN[axes](x, output_size)
@@ -281,8 +315,8 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
     if _has_kernels(x) and forward_ad._current_level >= 0:
         return "composite", "forward-mode derivatives come from whole-array operations"
     if _has_kernels(x) and plan.native is not None:
-        if has_aten and _is_tiny(x, axes, call.kind) and not plan.has_empty_windows:
-            return "aten", f"under {TINY} elements the overhead of a call decides"
+        if has_aten and _is_tiny(x, call) and not plan.has_empty_windows:
+            return "aten", f"under {call.tiny * TINY} elements the overhead of a call decides"
         if call.kind == "pick" and _differentiates(x) and plan.has_empty_windows:
             return "composite", "a window wholly in the padding has no position for the gradient"
         return "native", plan.why
@@ -313,7 +347,7 @@ def _in_format(out: Tensor, axes: int) -> Tensor:
 
 
 def _pool(x: Tensor, call: Call) -> Tensor:
-    _, reduction, axes, seen, reduced, kind, aten, _ = call
+    _, reduction, axes, seen, reduced, kind, aten, _, _ = call
     if x.dtype is torch.int64 and not (_is_opaque(x) or _is_transformed()):
         exact = beyond_64_bits(x, ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype))
         if exact is not None:
@@ -324,7 +358,7 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         return _composite(x, call)
     if kind == "composite":
         return _composite(x, call)
-    if aten is not None and _is_tiny(x, axes, kind):
+    if aten is not None and _is_tiny(x, call):
         # The plan has the errors, too.
         plan = ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)
         if not plan.has_empty_windows:
