@@ -398,7 +398,7 @@ def test_explain_says_what_runs() -> None:
     assert mixed.path == "mixed"
     assert mixed.why == (
         "Adaptive((None, 2)) goes native, as Mean() of float32 has a kernel; "
-        "Adaptive(1) goes aten, as under 262144 elements the overhead of a call decides"
+        "Adaptive(1) goes aten, as under 4194304 elements the overhead of a call decides"
     )
     assert poolkit.explain(small, poolkit.Pyramid((2, 1)), "mean").path == "aten"
     assert poolkit.explain(large, poolkit.Pyramid((2, 1)), "max").position_bytes == 2
