@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from .errors import PoolError, PoolValueError
 
-__all__ = ["Recipe", "build"]
+__all__ = ["Recipe", "build", "read"]
 
 
 class Recipe:
@@ -80,6 +80,19 @@ def build(text: str, registry: dict[str, type], kind: str) -> Any:
         if isinstance(error, PoolError):
             raise
         raise PoolValueError(f"{text!r} does not fit {made.__name__}: {error}") from None
+
+
+_read: dict[tuple[str, str], Any] = {}
+
+
+def read(text: str, registry: dict[str, type], kind: str) -> Any:
+    """`build`, once for each text."""
+    made = _read.get((kind, text))
+    if made is None:
+        made = build(text, registry, kind)
+        if len(_read) < 2048:
+            _read[kind, text] = made
+    return made
 
 
 def example(registry: dict[str, type]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays import Array, Arrays
 from ..dtypes import DType
 from ..errors import PoolTypeError, PoolValueError, is_traced
-from ..recipes import Recipe, build, parameters_of
+from ..recipes import Recipe, parameters_of, read
 
 __all__ = ["REDUCTIONS", "Kernel", "Reduction", "Seen", "State", "as_reduction", "register"]
 
@@ -156,16 +156,9 @@ def root(xp: Arrays, x: Array, p: float) -> Array:
     return xp.where(positive, xp.sqrt(safe) if p == 2 else xp.power(safe, 1.0 / p), x)
 
 
-_read: dict[str, Reduction] = {}
-
-
 def reduction_of(text: str) -> Reduction:
     """The reduction that a recipe names, read once."""
-    made = _read.get(text)
-    if made is None:
-        made = build(text, REDUCTIONS, "reduction")
-        if len(_read) < 1024:
-            _read[text] = made
+    made: Reduction = read(text, REDUCTIONS, "reduction")
     return made
 
 

@@ -315,7 +315,7 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
     if _has_kernels(x) and forward_ad._current_level >= 0:
         return "composite", "forward-mode derivatives come from whole-array operations"
     if _has_kernels(x) and plan.native is not None:
-        if has_aten and _is_tiny(x, call) and not plan.has_empty_windows:
+        if _is_tiny(x, call) and not plan.has_empty_windows:
             return "aten", f"under {call.tiny * TINY} elements the overhead of a call decides"
         if call.kind == "pick" and _differentiates(x) and plan.has_empty_windows:
             return "composite", "a window wholly in the padding has no position for the gradient"

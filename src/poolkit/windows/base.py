@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from ..errors import PoolTypeError, PoolValueError, dtype_name, is_torch_tensor, is_traced
-from ..recipes import Recipe, build, parameters_of
+from ..recipes import Recipe, parameters_of, read
 
 __all__ = ["WINDOWS", "ReceptiveField", "Spans", "Window", "as_window", "register"]
 
@@ -244,16 +244,9 @@ def check_shape(shape: Sequence[int]) -> None:
         )
 
 
-_read: dict[str, Window] = {}
-
-
 def window_of(text: str) -> Window:
     """The window that a recipe names, read once."""
-    made = _read.get(text)
-    if made is None:
-        made = build(text, WINDOWS, "window")
-        if len(_read) < 1024:
-            _read[text] = made
+    made: Window = read(text, WINDOWS, "window")
     return made
 
 
