@@ -11,10 +11,8 @@
 
 extern "C" {
 extern const poolkit::Table poolkit_table_baseline;
-#ifdef POOLKIT_HAS_X86
 extern const poolkit::Table poolkit_table_avx2;
 extern const poolkit::Table poolkit_table_avx512;
-#endif
 }
 
 namespace poolkit {
@@ -27,16 +25,20 @@ struct Isa {
 
 // Best first. A new instruction set is a row here and one in CMakeLists.txt.
 const Isa kIsas[] = {
-#ifdef POOLKIT_HAS_X86
+#ifdef POOLKIT_HAS_avx512
     {&poolkit_table_avx512,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      }},
+#endif
+#ifdef POOLKIT_HAS_avx2
     {&poolkit_table_avx2,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }},
 #endif
+#ifdef POOLKIT_HAS_baseline
     {&poolkit_table_baseline, [] { return true; }},
+#endif
 };
 
 const Table* find_isa(const char* name) {
