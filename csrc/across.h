@@ -30,14 +30,24 @@ struct ListedLines {
         return load<A>(lines[i] + j);
     }
 };
-// Lines of fewer columns than lanes, with nothing readable behind them.
-template <class Lines>
+template <class S>
+struct OffsetLines {
+    const S* base;
+    const int64_t* offsets;
+    POOLKIT_INLINE const S* operator[](int64_t i) const { return base + offsets[i]; }
+    template <class A>
+    POOLKIT_INLINE Vec<A> at(int64_t i, int64_t j) const {
+        return load<A>(base + offsets[i] + j);
+    }
+};
+// Lines of fewer columns than lanes, with nothing readable behind them: the rest is the identity.
+template <class R, class Lines>
 struct ShortLines {
     const Lines& lines;
     int64_t columns;
     template <class A>
     POOLKIT_INLINE Vec<A> at(int64_t i, int64_t) const {
-        return load_first<A>(lines[i], columns, Vec<A>{});
+        return load_first<A>(lines[i], columns, broadcast<A>(R::template identity<A>()));
     }
 };
 
@@ -75,49 +85,69 @@ POOLKIT_ONCE void merge_tree(const Lines& lines, int64_t lo, int64_t hi, int64_t
     for (int u = 0; u < U; ++u) acc[u] = R::merge(acc[u], rest[u]);
 }
 
-template <class R, class A, bool Lift, int U, class Lines>
-POOLKIT_INLINE void merge_columns(const Lines& lines, int64_t count, int64_t j, double p, A* out) {
+template <class R, class A, bool Lift, int U, class Lines, class Put>
+POOLKIT_INLINE void merge_columns(const Lines& lines, int64_t count, int64_t j, double p, Put put) {
     Vec<A> acc[U];
     if (R::idempotent || count <= kChain)
         merge_chain<R, A, Lift, U>(lines, 0, count, j, p, acc);
     else
         merge_tree<R, A, Lift, U>(lines, 0, count, j, p, acc);
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) store<A>(out + j + u * lanes<A>, acc[u]);
+    for (int u = 0; u < U; ++u) put(j + u * lanes<A>, acc[u]);
 }
 
-// out[j] = lines[0][j] merged with lines[1][j], ...; n columns. Exactly n elements are touched.
-template <class R, class A, bool Lift, class S, template <class> class Lines>
-POOLKIT_ONCE void across(const Lines<S>& lines, int64_t count, int64_t n, double p, A* out) {
+// put(j, lines[0][j] merged with lines[1][j], ...) for vectors of n columns, the last of which may
+// have too many lanes. Exactly n elements of a line are touched.
+template <class R, class A, bool Lift, class Lines, class Put>
+POOLKIT_INLINE void across_to(const Lines& lines, int64_t count, int64_t n, double p, Put put) {
     constexpr int64_t width = lanes<A>;
+    int64_t j = 0;
     if (count == 0) {
-        for (int64_t j = 0; j < n; ++j) out[j] = R::template identity<A>();
+        for (; j < n; j += width) put(j, broadcast<A>(R::template identity<A>()));
         return;
     }
-    int64_t j = 0;
     with_taps(count, [&](auto known) {
         for (; j + 4 * width <= n; j += 4 * width)
-            merge_columns<R, A, Lift, 4>(lines, known, j, p, out);
-        for (; j + width <= n; j += width) merge_columns<R, A, Lift, 1>(lines, known, j, p, out);
+            merge_columns<R, A, Lift, 4>(lines, known, j, p, put);
+        for (; j + width <= n; j += width) merge_columns<R, A, Lift, 1>(lines, known, j, p, put);
         if (j < n && n >= width) {  // again some columns that are done: same values
-            merge_columns<R, A, Lift, 1>(lines, known, n - width, p, out);
+            merge_columns<R, A, Lift, 1>(lines, known, n - width, p, put);
             j = n;
         }
     });
     if (j == n) return;
     Vec<A> acc[1];
     if constexpr (Lift)
-        merge_tree<R, A, Lift, 1>(ShortLines<Lines<S>>{lines, n}, 0, count, 0, p, acc);
+        merge_tree<R, A, Lift, 1>(ShortLines<R, Lines>{lines, n}, 0, count, 0, p, acc);
     else  // states: there is slack behind every line
         merge_tree<R, A, Lift, 1>(lines, 0, count, 0, p, acc);
-    store_first<A>(out, acc[0], n);
+    put(0, acc[0]);
+}
+
+// The first n - j lanes, at most all of them.
+template <class A, class O>
+POOLKIT_INLINE void store_upto(O* to, int64_t j, int64_t n, Vec<A> v) {
+    if (j + lanes<A> <= n) {
+        store<A>(to + j, v);
+    } else if constexpr (same<A, O>) {
+        store_first<A>(to + j, v, n - j);
+    } else {
+        O part[lanes<A>];
+        store<A>(part, v);
+        memcpy(to + j, part, (n - j) * sizeof(O));
+    }
+}
+
+template <class R, class A, bool Lift, class Lines>
+POOLKIT_ONCE void across(const Lines& lines, int64_t count, int64_t n, double p, A* out) {
+    across_to<R, A, Lift>(lines, count, n, p,
+                          [&](int64_t j, Vec<A> v) { store_upto<A>(out, j, n, v); });
 }
 
 // The same with positions. Line i adds i * radix to the codes it brings; without codes they are 0.
-template <class R, class A, class S, template <class> class Lines>
-POOLKIT_ONCE void across_positions(const Lines<S>& lines, const Code<A>* const* codes,
-                                   int64_t count, int64_t radix, int64_t n, A* out,
-                                   Code<A>* out_codes) {
+template <class R, class A, class Lines>
+POOLKIT_ONCE void across_positions(const Lines& lines, const Code<A>* const* codes, int64_t count,
+                                   int64_t radix, int64_t n, A* out, Code<A>* out_codes) {
     constexpr int64_t width = lanes<A>;
     using C = Code<A>;
     int64_t j = 0;
@@ -161,6 +191,108 @@ POOLKIT_ONCE void across_positions(const Lines<S>& lines, const Code<A>* const* 
         out[j] = best;
         out_codes[j] = code;
     }
+}
+
+// --- windows down lines
+// ---------------------------------------------------------------------------
+
+// What was pushed N pushes ago.
+template <class V, int N>
+struct Delay {
+    V v[N]{};
+    template <int I = N - 1>
+    POOLKIT_INLINE V push(V x) {
+        const V old = v[I];
+        if constexpr (I > 0)
+            v[I] = v[I - 1], push<I - 1>(x);
+        else
+            v[0] = x;
+        return old;
+    }
+};
+
+// The last K values pushed, merged. Maxima of 1, 2, 4, ... neighbours are made of two of half the
+// size, and a window of two that overlap: 13 values cost four merges. Sums are added one by one.
+template <class R, class V, int K, int W = 1>
+struct Ladder {
+    Delay<V, W> half;
+    Ladder<R, V, K, 2 * W> rest;
+    POOLKIT_INLINE V push(V x) { return rest.push(R::merge(half.push(x), x)); }
+};
+template <class R, class V, int K, int W>
+    requires(2 * W > K && K > W)
+struct Ladder<R, V, K, W> {
+    Delay<V, K - W> half;
+    POOLKIT_INLINE V push(V x) { return R::merge(half.push(x), x); }
+};
+template <class R, class V, int K>
+struct Ladder<R, V, K, K> {
+    POOLKIT_INLINE V push(V x) { return x; }
+};
+template <class R, class V, int K>
+struct Chain {
+    V past[K - 1]{};  // the oldest first
+    template <int I = 1>
+    POOLKIT_INLINE V merged(V acc, V x) {
+        if constexpr (I < K - 1) {
+            const V next = past[I];
+            past[I - 1] = next;
+            return merged<I + 1>(R::merge(acc, next), x);
+        } else {
+            past[K - 2] = x;
+            return R::merge(acc, x);
+        }
+    }
+    POOLKIT_INLINE V push(V x) { return merged(past[0], x); }
+};
+
+// Column j of windows of K lines, Stride apart: each line is read once, and what later windows see
+// of it stays in registers.
+template <class R, class A, bool Lift, int K, int Stride, class Lines>
+POOLKIT_INLINE void slide_column(const Lines& lines, int64_t outputs, int64_t j, double p, A* out,
+                                 int64_t pitch) {
+    const auto line = [&](int64_t i) {
+        const Vec<A> v = lines.template at<A>(i, j);
+        return Lift ? R::lift(v, p) : v;
+    };
+    if constexpr (Stride == 1) {
+        typename Choose<R::idempotent, Ladder<R, Vec<A>, K>, Chain<R, Vec<A>, K>>::type window;
+        for (int64_t i = 0; i < K - 1; ++i) window.push(line(i));
+        for (int64_t o = 0; o < outputs; ++o)
+            store<A>(out + o * pitch + j, window.push(line(o + K - 1)));
+    } else if constexpr (Stride < K) {
+        static_assert(Stride == K - 1);
+        Vec<A> shared = line(0);
+        for (int64_t o = 0; o < outputs; ++o) {
+            Vec<A> acc = shared;
+#pragma GCC unroll 4
+            for (int t = 1; t < K; ++t) acc = R::merge(acc, shared = line(o * Stride + t));
+            store<A>(out + o * pitch + j, acc);
+        }
+    } else {
+        for (int64_t o = 0; o < outputs; ++o) {
+            Vec<A> acc = line(o * Stride);
+#pragma GCC unroll 8
+            for (int t = 1; t < K; ++t) acc = R::merge(acc, line(o * Stride + t));
+            store<A>(out + o * pitch + j, acc);
+        }
+    }
+}
+
+// out[o * pitch + j] = lines[o * Stride .. o * Stride + K)[j] merged, n columns; where that is less
+// than a vector, the identity behind them.
+template <class R, class A, bool Lift, int K, int Stride, class Lines>
+POOLKIT_ONCE void slide(const Lines& lines, int64_t outputs, int64_t n, double p, A* out,
+                        int64_t pitch) {
+    constexpr int64_t width = lanes<A>;
+    int64_t j = 0;
+    for (; j + width <= n; j += width)
+        slide_column<R, A, Lift, K, Stride>(lines, outputs, j, p, out, pitch);
+    if (j < n && n >= width)
+        slide_column<R, A, Lift, K, Stride>(lines, outputs, n - width, p, out, pitch);
+    else if (j < n)
+        slide_column<R, A, Lift, K, Stride>(ShortLines<R, Lines>{lines, n}, outputs, 0, p, out,
+                                            pitch);
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ struct Arena {
 // Calls body(constant) where a small number is known to the compiler, so that it unrolls.
 template <int N>
 struct Constant {
+    static constexpr int value = N;
     POOLKIT_INLINE operator int64_t() const { return N; }
 };
 template <class Body>

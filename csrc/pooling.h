@@ -12,9 +12,15 @@ constexpr int64_t kColumns = 1024;
 // Channels-last windows of up to this many positions merge all their pixels at once.
 constexpr int64_t kDirectTaps = 16;
 constexpr int64_t kMaxDirectTaps = 4096;
-// Rows of up to this many outputs that tile without a rest are joined to lines about as long:
-// 2x2 on rows of 14 takes a third of the time, on rows of 112 two thirds.
-constexpr int64_t kJoinedRow = 256;
+// v / by; by a power of two, multiplied with the reciprocal, which has the same bits.
+template <class A>
+POOLKIT_INLINE Vec<A> divided(Vec<A> v, double by) {
+    if (by == 1.0) return v;
+    const double reciprocal = 1.0 / by;
+    const bool exact = !(bit_cast<uint64_t>(by) << 12) && by >= 1.0 && by <= 0x1p20;
+    return exact ? v * broadcast<A>(static_cast<A>(reciprocal))
+                 : v / broadcast<A>(static_cast<A>(by));
+}
 
 // A line of states becomes results: divided (one row's divisor, one for each column), finished,
 // narrowed.
@@ -37,13 +43,12 @@ POOLKIT_ONCE void finish_line(const A* state, int64_t n, double row, const doubl
     }
     const double divisor = columns ? row * columns[0] : row;
     if constexpr (!same<A, int64_t> && !same<R, SumPower>) {
-        const Vec<A> by = broadcast<A>(static_cast<A>(divisor));
         for (; j + lanes<A> <= n; j += lanes<A>) {
             const Vec<A> v = load<A>(state + j);
             if constexpr (R::positions)
                 store<A>(out + j, v);
             else
-                store<A>(out + j, R::finish(divisor == 1.0 ? v : v / by, p));
+                store<A>(out + j, R::finish(divided<A>(v, divisor), p));
         }
     }
     if constexpr (same<R, SumPower> && same<A, float>) {
@@ -81,7 +86,6 @@ enum class Walk {
     direct,   // lines behind: all the pixels of a window are merged at once
     ring,     // axis by axis, the fastest first
     down,     // two axes: columns first, then along the one line that is left
-    joined,   // two axes: rows that windows tile without a rest, as one long line
 };
 
 Walk walk_of(const Geometry& g, int64_t inner) {
@@ -129,9 +133,7 @@ class Pooling {
             extent[a] = extent[a + 1] * g.axis[a].size;
         }
         walk = walk_of(g, inner);
-        if (walk == Walk::ring && !Positions && inner == 1 && g.axes == 2)
-            walk = tiles(g.axis[1]) && g.axis[0].regular && g.axis[0].step == 1 ? Walk::joined
-                                                                                : Walk::down;
+        if (walk == Walk::ring && !Positions && inner == 1 && g.axes == 2) walk = Walk::down;
         const Axis& row = g.axis[last];
         if (row.outputs > 0) whole_line = extent_of(row, 0, row.outputs);
         int64_t states = inner, line = 0;  // outputs of one task, and of one line
@@ -147,6 +149,7 @@ class Pooling {
                 break;
             case Walk::direct:
                 take_lists(arena, g.positions);
+                offsets = arena.template take<int64_t>(g.positions);
                 break;
             case Walk::ring:
                 states = length[1];
@@ -155,15 +158,7 @@ class Pooling {
                 break;
             case Walk::down:
                 states = line = row.outputs;
-                take_rings(arena);
-                column = arena.template take<A>(row.size + slack);
-                break;
-            case Walk::joined:
-                states = row.outputs;
-                joined_outputs = at_most(g.axis[0].outputs, 1 + kJoinedRow / row.outputs);
-                joined_rows = (joined_outputs - 1) * g.axis[0].stride + g.axis[0].taps;
-                joined = arena.template take<A>(joined_rows * row.outputs + slack);
-                line = joined_rows * row.outputs;
+                take_block(arena);
                 break;
         }
         state = arena.template take<A>(states + slack);
@@ -190,20 +185,11 @@ class Pooling {
                 return run_ring(x, out, part);
             case Walk::down:
                 return run_down(x, out, part);
-            case Walk::joined:
-                return run_joined(x, out, part);
         }
     }
 
   private:
     static constexpr int64_t slack = 2 * lanes<A>;
-
-    // Rows that windows tile without a rest are one long line: short rows fill no vector.
-    static bool tiles(const Axis& row) {
-        return row.regular && row.offset == 0 && row.full_end == row.outputs &&
-               row.stride * row.outputs == row.size && (row.taps - 1) * row.step < row.stride &&
-               row.outputs <= kJoinedRow && row.taps <= kLongSpan;
-    }
 
     void take_lists(Arena& arena, int64_t taps) {
         most_taps = taps;
@@ -226,6 +212,35 @@ class Pooling {
         take_lists(arena, taps);
     }
 
+    // Merged columns of a block of output rows: they stay in the L1 cache, with the inputs.
+    static constexpr int64_t kBlock = 2 * 1024 / sizeof(A);
+
+    void take_block(Arena& arena) {
+        const Axis& down = g.axis[0];
+        const Axis& row = g.axis[1];
+        if (!row.regular) whole_line = Extent{0, row.size, 0, row.size, 0};
+        pitch = round_up(whole_line.reach, lanes<A>);
+        block = 1;
+        if (down.regular) {
+            // Lines that two blocks see are read twice: large windows want large blocks.
+            const int64_t shared = (down.taps - 1) * down.step + 1 - down.stride;
+            const int64_t most = 1 + kBlock / pitch;
+            block = at_most(down.outputs, most < 2 * shared ? 2 * shared : most);
+        }
+        const int64_t stride = down.regular ? down.stride : 1;
+        const int64_t listed = (block - 1) * stride + (down.taps - 1) * down.step + 1;
+        // Behind the last row: what a vector, a window or a ladder may read further.
+        const int64_t behind = row.taps * row.step + 8 * lanes<A>;
+        inputs = arena.template take<const S*>(listed);
+        picked = arena.template take<const S*>(down.taps);
+        nothing = arena.template take<S>(row.size + slack);
+        column = arena.template take<A>(block * pitch + behind);
+        wide = arena.template take<A>(block * round_up(row.outputs, lanes<A>) + block * pitch +
+                                      behind);
+        if (doubles_down()) area = arena.template take<A>(listed * pitch + behind);
+        kept = arena.template take<A>(down.taps * round_up(row.outputs + slack, lanes<A>));
+    }
+
     const Geometry& g;
     int64_t inner;
     int last;
@@ -240,16 +255,25 @@ class Pooling {
     int64_t most_taps = 1;
     const A** lines = nullptr;
     const C** line_codes = nullptr;
+    int64_t* offsets = nullptr;  // of the pixels of a window
     A* state = nullptr;
     C* codes = nullptr;
     A* buffer = nullptr;
-    A* column = nullptr;  // a row of merged columns
     Extent whole_line{};
-    int64_t joined_outputs = 0, joined_rows = 0;
-    A* joined = nullptr;
+    // Of a block of output rows:
+    int64_t block = 0, pitch = 0;
+    const S** inputs = nullptr;  // the lines that it sees
+    const S** picked = nullptr;  // those of one output
+    S* nothing = nullptr;        // a line of padding
+    A* column = nullptr;         // merged columns, one row for each output row
+    A* wide = nullptr;           // rows that are not yet results
+    A* area = nullptr;           // lifted lines
+    A* kept = nullptr;           // lines reduced along themselves
 
     // Whether a state is already the result.
     static constexpr bool direct_result = same<A, O> && R::positions;
+    // Whether a vector of states becomes a vector of results.
+    static constexpr bool in_lanes = !same<A, int64_t> && !same<R, SumPower>;
 
     double divisor(int a, int64_t o) const {
         return g.axis[a].divisor ? g.axis[a].divisor[o] : 1.0;
@@ -330,49 +354,105 @@ class Pooling {
 
     void run_direct(const S* x, O* out, const Part& part) {
         const int64_t outputs = g.axis[0].outputs;
-        const S** pixels = reinterpret_cast<const S**>(lines);
+        const int64_t behind = length[1] / inner;  // output pixels of one task
+        const bool inside = list_taps();
         for (int64_t task = part.first; task < part.last; ++task) {
-            const int64_t slab = task / outputs, o0 = task % outputs;
+            const int64_t slab = task / outputs;
             const S* from = x + slab * extent[0];
-            const int64_t behind = length[1] / inner;  // output pixels of one task
-            for (int64_t pixel = 0; pixel < behind; ++pixel) {
-                int64_t o[kMaxAxes] = {o0, 0, 0};
+            for (int64_t pixel = 0; pixel < behind;) {
+                int64_t o[kMaxAxes] = {task % outputs, 0, 0};
                 for (int64_t a = last, rest = pixel; a > 0; --a) {
                     o[a] = rest % g.axis[a].outputs;
                     rest /= g.axis[a].outputs;
                 }
-                int64_t count = 1;
-                bool clipped = false;
-                double row = 1.0;
-                pixels[0] = from;
+                int64_t at = slab * length[0] + (o[0] * behind + pixel) * inner;
+                // Windows that are not clipped, up to the end of a line, see the same offsets.
+                int64_t run = inside ? g.axis[last].full_end - o[last] : 0;
+                const S* corner = from;
                 for (int a = 0; a < g.axes; ++a) {
                     const Axis& axis = g.axis[a];
-                    const int64_t taps = axis.count[o[a]];
-                    clipped = clipped || taps != axis.taps;
-                    row *= divisor(a, o[a]);
-                    // In place, from the back: every pixel so far becomes `taps` pixels.
-                    for (int64_t i = count - 1; i >= 0; --i) {
-                        const S* base = pixels[i] + axis.begin[o[a]] * extent[a + 1];
-                        for (int64_t t = taps - 1; t >= 0; --t)
-                            pixels[i * taps + t] = base + t * axis.step * extent[a + 1];
-                    }
-                    count *= taps;
+                    if (o[a] < axis.full_begin || o[a] >= axis.full_end) run = 0;
+                    corner += (o[a] * axis.stride + axis.offset) * extent[a + 1];
                 }
-                const int64_t at = slab * length[0] + (o0 * behind + pixel) * inner;
-                const ListedLines<S> window{pixels};
-                if constexpr (Positions) {
-                    across_positions<R, A>(window, nullptr, count, 1, inner, state, codes);
-                    if (clipped) recode(o);
-                    store_codes(codes, inner, g.positions, at, part.positions);
-                    finish(state, inner, row, nullptr, out + at);
-                } else if constexpr (direct_result) {
-                    across<R, A, true>(window, count, inner, g.exponent, out + at);
-                } else {
-                    across<R, A, true>(window, count, inner, g.exponent, state);
-                    finish(state, inner, row, nullptr, out + at);
+                if (last == 0) run = at_most<int64_t>(run, 1);
+                for (int64_t i = 0; i < run; ++i, at += inner, ++o[last]) {
+                    const OffsetLines<S> window{corner, offsets};
+                    pool_pixels(window, g.positions, o, false, out, at, part.positions);
+                    corner += g.axis[last].stride * extent[last + 1];
                 }
+                pixel += run;
+                if (run > 0) continue;
+                bool clipped = false;
+                const int64_t count = list_pixels(from, o, clipped);
+                const ListedLines<S> window{reinterpret_cast<const S**>(lines)};
+                pool_pixels(window, count, o, clipped, out, at, part.positions);
+                ++pixel;
             }
         }
+    }
+
+    // The pixels of a window that is not clipped, relative to its first one; false if no axis has
+    // such windows at even distances.
+    bool list_taps() {
+        int64_t count = 1;
+        offsets[0] = 0;
+        for (int a = 0; a < g.axes; ++a) {
+            const Axis& axis = g.axis[a];
+            if (!axis.regular) return false;
+            for (int64_t i = count - 1; i >= 0; --i)
+                for (int64_t t = axis.taps - 1; t >= 0; --t)
+                    offsets[i * axis.taps + t] = offsets[i] + t * axis.step * extent[a + 1];
+            count *= axis.taps;
+        }
+        return true;
+    }
+
+    // The pixels that an output sees; how many they are.
+    int64_t list_pixels(const S* from, const int64_t* o, bool& clipped) {
+        const S** pixels = reinterpret_cast<const S**>(lines);
+        int64_t count = 1;
+        pixels[0] = from;
+        for (int a = 0; a < g.axes; ++a) {
+            const Axis& axis = g.axis[a];
+            const int64_t taps = axis.count[o[a]];
+            clipped = clipped || taps != axis.taps;
+            // In place, from the back: every pixel so far becomes `taps` pixels.
+            for (int64_t i = count - 1; i >= 0; --i) {
+                const S* base = pixels[i] + axis.begin[o[a]] * extent[a + 1];
+                for (int64_t t = taps - 1; t >= 0; --t)
+                    pixels[i * taps + t] = base + t * axis.step * extent[a + 1];
+            }
+            count *= taps;
+        }
+        return count;
+    }
+
+    template <class Window>
+    POOLKIT_INLINE void pool_pixels(const Window& window, int64_t count, const int64_t* o,
+                                    bool clipped, O* out, int64_t at, void* positions) {
+        double by = 1.0;
+        for (int a = 0; a < g.axes; ++a) by *= divisor(a, o[a]);
+        if constexpr (Positions) {
+            A* to = state;
+            if constexpr (same<A, O>) to = out + at;
+            across_positions<R, A>(window, nullptr, count, 1, inner, to, codes);
+            if (clipped) recode(o);
+            store_codes(codes, inner, g.positions, at, positions);
+            if constexpr (!same<A, O>) finish(state, inner, by, nullptr, out + at);
+        } else if constexpr (in_lanes) {
+            across_to<R, A, true>(window, count, inner, g.exponent, put_to(out + at, inner, by));
+        } else {
+            across<R, A, true>(window, count, inner, g.exponent, state);
+            finish(state, inner, by, nullptr, out + at);
+        }
+    }
+
+    // Vectors of states become n results.
+    auto put_to(O* to, int64_t n, double by) {
+        return [=, this](int64_t i, Vec<A> v) {
+            if constexpr (!R::positions) v = R::finish(divided<A>(v, by), g.exponent);
+            store_upto<A>(to, i, n, v);
+        };
     }
 
     // Codes counted in a clipped window become codes in the radix of the whole one.
@@ -421,91 +501,189 @@ class Pooling {
     // Columns are merged first, so that only one line for each output row is reduced along itself.
     // Where the order shows (a NaN, a -0.0), rows come first as everywhere else.
     void run_down(const S* x, O* out, const Part& part) {
+        const int64_t columns = g.axis[1].size;
+        for (int64_t j = 0; j < columns + slack; ++j)
+            nothing[j] = narrow<S>(R::template identity<A>());
+        pad_rows(column, block);
+        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
+            const int64_t left = part.last - (slab * g.axis[0].outputs + o);
+            const int64_t n = at_most(at_most(block, g.axis[0].outputs - o), left);
+            const S* from = x + slab * extent[0];
+            if (merge_down(from, o, n))
+                rows_first(from, o, n, out + at);
+            else
+                reduce_rows(o, n, out + at);
+            return n;
+        });
+    }
+
+    // The identity in front of and behind what the lines bring.
+    void pad_rows(A* rows_of, int64_t n) {
+        const Extent& e = whole_line;
+        for (int64_t r = 0; r < n; ++r) {
+            A* row = rows_of + r * pitch;
+            for (int64_t j = 0; j < e.before; ++j) row[j] = R::template identity<A>();
+            for (int64_t j = e.before + e.inside; j < pitch; ++j)
+                row[j] = R::template identity<A>();
+        }
+    }
+
+    bool doubles_down() const {
+        const Axis& down = g.axis[0];
+        return down.regular && down.stride == 1 && down.taps >= kDoubling;
+    }
+
+    // The columns of output rows o .. o + n; whether the order of merging may show: then nothing is
+    // merged.
+    bool merge_down(const S* from, int64_t o, int64_t n) {
         using Columns = Quick<R, S>;
         const Axis& down = g.axis[0];
-        const Axis& row = g.axis[1];
-        forget();
-        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
-            const S* from = x + slab * extent[0];
+        const Extent& e = whole_line;
+        if (e.inside == 0) return false;
+        const S* base = from + e.start + e.before;
+        A* to = column + e.before;
+        const int64_t width = g.axis[1].size, taps = down.taps, stride = down.stride;
+        const double p = g.exponent;
+        if (!down.regular) {
             const int64_t count = down.count[o];
-            bool rows_first = false;
-            if constexpr (scans<R, S>)
-                for (int64_t t = 0; t < count; ++t) {
-                    const int64_t i = down.begin[o] + t * down.step;
-                    rows_first |= order_shows_in(from + i * row.size, i & (rows[0] - 1));
-                }
-            A* to = state;
-            if constexpr (direct_result) to = out + at;
-            if (rows_first) {
-                for (int64_t t = 0; t < count; ++t) {
-                    A* kept = ring[0] + t * stored[0];
-                    const S* line = from + (down.begin[o] + t * down.step) * row.size;
-                    within<R, A>(row, line, 0, row.outputs, whole_line, g.exponent, buffer, kept);
-                }
-                const StridedLines<A> window{ring[0], stored[0]};
-                across<R, A, false>(window, count, row.outputs, g.exponent, to);
-            } else {
-                const StridedLines<S> window{from + down.begin[o] * row.size, down.step * row.size};
-                across<Columns, A, true>(window, count, row.size, g.exponent, column);
-                within<OfStates<Columns>, A>(row, column, 0, row.outputs, whole_line, g.exponent,
-                                             buffer, state);
-                if constexpr (direct_result) memcpy(to, state, row.outputs * sizeof(A));
+            const StridedLines<S> window{base + down.begin[o] * width, down.step * width};
+            if (look_through(window.base, (count - 1) * window.stride + e.inside)) return true;
+            across<Columns, A, true>(window, count, e.inside, p, to);
+            return false;
+        }
+        const int64_t first = o * stride + down.offset;
+        const int64_t listed = (n - 1) * stride + (taps - 1) * down.step + 1;
+        const int64_t lo = first > 0 ? first : 0, hi = at_most(first + listed, down.size);
+        if (look_through(base + lo * width, (hi - lo - 1) * width + e.inside)) return true;
+        for (int64_t i = 0; i < listed; ++i) {
+            const bool seen = first + i >= lo && first + i < hi;
+            inputs[i] = seen ? base + (first + i) * width : nothing;
+        }
+        const ListedLines<S> seen{inputs};
+        const auto slides = [&](int64_t k, int64_t s) {
+            return taps == k && stride == s && down.step == 1;
+        };
+        const auto slide_down = [&](auto k, auto s) {
+            slide<Columns, A, true, k.value, s.value>(seen, n, e.inside, p, to, pitch);
+            return false;
+        };
+        if (slides(2, 2)) return slide_down(Constant<2>{}, Constant<2>{});
+        if (slides(3, 2)) return slide_down(Constant<3>{}, Constant<2>{});
+        if (slides(4, 4)) return slide_down(Constant<4>{}, Constant<4>{});
+        if (slides(3, 3)) return slide_down(Constant<3>{}, Constant<3>{});
+        if (slides(3, 1)) return slide_down(Constant<3>{}, Constant<1>{});
+        if (slides(5, 1)) return slide_down(Constant<5>{}, Constant<1>{});
+        if constexpr (R::idempotent) {
+            if (slides(7, 1)) return slide_down(Constant<7>{}, Constant<1>{});
+            if (slides(9, 1)) return slide_down(Constant<9>{}, Constant<1>{});
+            if (slides(13, 1)) return slide_down(Constant<13>{}, Constant<1>{});
+        }
+        if (doubles_down()) {
+            pad_rows(area, listed);
+            for (int64_t i = 0; i < listed; ++i)
+                across<Columns, A, true>(ListedLines<S>{inputs + i}, 1, e.inside, p,
+                                         area + i * pitch + e.before);
+            within_doubling<Columns, A>(area, n * pitch, taps, down.step * pitch, column);
+            return false;
+        }
+        for (int64_t r = 0; r < n; ++r) {
+            for (int64_t t = 0; t < taps; ++t) picked[t] = inputs[r * stride + t * down.step];
+            across<Columns, A, true>(ListedLines<S>{picked}, taps, e.inside, p, to + r * pitch);
+        }
+        return false;
+    }
+
+    // Whether the order of merging may show among n values. Columns are merged one after another,
+    // which the hardware does not foresee: reading the lines in order first, or at least
+    // prefetching them, takes half the time where they are not in a cache.
+    static bool look_through(const S* from, int64_t n) {
+        if constexpr (scans<R, S>) {
+            return order_shows<A>(from, n);
+        } else {
+            constexpr int64_t line = 64 / sizeof(S);
+            for (int64_t j = 0; j < n; j += line) __builtin_prefetch(from + j);
+            return false;
+        }
+    }
+
+    // Merged columns become results.
+    void reduce_rows(int64_t o, int64_t n, O* out) {
+        using Columns = OfStates<Quick<R, S>>;
+        const Axis& row = g.axis[1];
+        const int64_t outputs = row.outputs;
+        if constexpr (in_lanes) {
+            if (row.regular && row.taps <= kLongSpan && (!row.divisor || row.divisor_uniform))
+                return reduce_rows_by<Columns>(n, [&](int64_t r) {
+                    const double by = row.divisor ? row.divisor[0] : 1.0;
+                    return put_to(out + r * outputs, outputs, by * divisor(0, o + r));
+                });
+        }
+        const int64_t stored = round_up(outputs, lanes<A>);
+        A* states = wide + block * pitch + row.taps * row.step + 8 * lanes<A>;
+        if (row.regular && (row.taps <= kLongSpan || row.stride == 1)) {
+            reduce_rows_by<Columns>(n, [&](int64_t r) {
+                return [=](int64_t i, Vec<A> v) { store<A>(states + r * stored + i, v); };
+            });
+        } else {
+            for (int64_t r = 0; r < n; ++r)
+                within<Columns, A>(row, column + r * pitch - whole_line.start, 0, outputs,
+                                   whole_line, g.exponent, buffer, states + r * stored);
+        }
+        for (int64_t r = 0; r < n; ++r)
+            finish(states + r * stored, outputs, divisor(0, o + r), row.divisor, out + r * outputs);
+    }
+
+    template <class Columns, class PutIn>
+    POOLKIT_INLINE void reduce_rows_by(int64_t n, PutIn put) {
+        const Axis& row = g.axis[1];
+        const int64_t outputs = row.outputs;
+        if (climbed<Columns, 5>(n, put) || climbed<Columns, 7>(n, put) ||
+            climbed<Columns, 9>(n, put) || climbed<Columns, 13>(n, put))
+            return;
+        if (row.stride != 1 || row.taps < kDoubling)
+            return unclipped<Columns, A>(row, column, pitch, n, outputs, put);
+        // All rows as one line: windows between two of them are nobody's.
+        within_doubling<Columns, A>(column, (n - 1) * pitch + outputs, row.taps, row.step, wide);
+        for (int64_t r = 0; r < n; ++r) {
+            const auto put_row = put(r);
+            each_vector<A>(outputs, [&](int64_t i) { put_row(i, load<A>(wide + r * pitch + i)); });
+        }
+        pad_rows(column, n);
+    }
+
+    template <class Columns, int K, class PutIn>
+    POOLKIT_INLINE bool climbed(int64_t n, PutIn put) {
+        const Axis& row = g.axis[1];
+        if constexpr (climbs<R, A, K>) {
+            if (row.taps != K || row.stride != 1 || row.step != 1) return false;
+            for (int64_t r = 0; r < n; ++r)
+                climb<Columns, A, K>(column + r * pitch, row.outputs, put(r));
+            return true;
+        }
+        return false;
+    }
+
+    // The same rows in row-major order.
+    void rows_first(const S* from, int64_t o, int64_t n, O* out) {
+        const Axis& down = g.axis[0];
+        const Axis& row = g.axis[1];
+        const int64_t stored = round_up(row.outputs + slack, lanes<A>);
+        const Extent e = row.regular ? whole_line : extent_of(row, 0, row.outputs);
+        for (int64_t r = 0; r < n; ++r) {
+            const int64_t count = down.count[o + r];
+            for (int64_t t = 0; t < count; ++t) {
+                const S* line = from + (down.begin[o + r] + t * down.step) * row.size;
+                within<R, A>(row, line, 0, row.outputs, e, g.exponent, buffer, kept + t * stored);
             }
-            if constexpr (!direct_result)
-                finish(state, row.outputs, divisor(0, o), row.divisor, out + at);
-            return int64_t{1};
-        });
+            across<R, A, false>(StridedLines<A>{kept, stored}, count, row.outputs, g.exponent,
+                                state);
+            finish(state, row.outputs, divisor(0, o + r), row.divisor, out + r * row.outputs);
+        }
     }
 
     void forget() {
         for (int a = 0; a < last; ++a)
             for (int64_t i = 0; i < rows[a]; ++i) tag[a][i] = nullptr;
-    }
-
-    bool order_shows_in(const S* line, int64_t slot) {
-        if (tag[0][slot] != line) {
-            broken[0][slot] = order_shows<A>(line, g.axis[1].size);
-            tag[0][slot] = line;
-        }
-        return broken[0][slot];
-    }
-
-    void run_joined(const S* x, O* out, const Part& part) {
-        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
-            const int64_t left = part.last - (slab * g.axis[0].outputs + o);
-            const int64_t n = at_most(at_most(joined_outputs, g.axis[0].outputs - o), left);
-            join_rows(x + slab * extent[0], out + at, o, n);
-            return n;
-        });
-    }
-
-    // n output rows from o on, whose input rows are reduced as one line.
-    void join_rows(const S* from, O* out, int64_t o, int64_t n) {
-        const Axis& rows_axis = g.axis[0];
-        Axis row = g.axis[last];
-        const int64_t width = row.outputs, first = rows_axis.begin[o];
-        int64_t end = first;
-        for (int64_t k = o; k < o + n; ++k) {
-            const int64_t after = rows_axis.begin[k] + rows_axis.count[k];
-            if (rows_axis.count[k] > 0 && after > end) end = after;
-        }
-        row.size *= end - first;
-        row.outputs = row.full_end = width * (end - first);
-        bool found = false;
-        if (end > first)
-            found = within<R, A>(row, from + first * extent[1], 0, row.outputs,
-                                 extent_of(row, 0, row.outputs), g.exponent, buffer, joined);
-        for (int64_t k = o; k < o + n; ++k, out += width) {
-            const StridedLines<A> window{joined + (rows_axis.begin[k] - first) * width, width};
-            A* to = state;
-            if constexpr (direct_result) to = out;
-            if (found)
-                across<R, A, false>(window, rows_axis.count[k], width, g.exponent, to);
-            else
-                across<Quick<R, S>, A, false>(window, rows_axis.count[k], width, g.exponent, to);
-            if constexpr (!direct_result)
-                finish(state, width, divisor(0, k), g.axis[last].divisor, out);
-        }
     }
 
     // Axes a.. of a block of states, results behind each other.

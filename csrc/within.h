@@ -328,6 +328,13 @@ template <class R, class A, int Stride>
 POOLKIT_INLINE Vec<A> strided_at(const A* from, int64_t taps) {
     Vec<A> v[Stride];
     for (int m = 0; m < Stride; ++m) v[m] = load<A>(from + m * lanes<A>);
+    if constexpr (Stride == 4) {
+        if (taps == 4) {  // pairs of pairs: half the shuffles
+            const Vec<A> first = R::merge(even<A>(v[0], v[1]), odd<A>(v[0], v[1]));
+            const Vec<A> second = R::merge(even<A>(v[2], v[3]), odd<A>(v[2], v[3]));
+            return R::merge(even<A>(first, second), odd<A>(first, second));
+        }
+    }
     Vec<A> acc = every<A, Stride, 0>(v);
     if (taps > 1) acc = R::merge(acc, every<A, Stride, 1>(v));
     if (taps > 2) acc = R::merge(acc, every<A, Stride, 2>(v));
@@ -341,35 +348,100 @@ POOLKIT_INLINE bool picks_lanes(const Axis& axis) {
     return (axis.stride == 3 || axis.stride == 4) && axis.step == 1 && axis.taps <= axis.stride;
 }
 
-// n windows none of which is clipped, from lifted values.
-template <class R, class A>
-POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out) {
+// Windows of K neighbours along a line, by the same ladder as down lines: vectors are remembered
+// one back, and what is merged is their lanes, moved. Returns what was seen `lag` vectors ago.
+template <int Lanes, class V, int... I>
+POOLKIT_INLINE V moved_of(V a, V b, Sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I + Lanes)...);
+}
+template <class R, class A, int K, int W = 1>
+struct LaneLadder {
+    static constexpr int move = 2 * W > K ? K - W : W;
+    static constexpr bool tops = 2 * W >= K;
+    static constexpr int lag = [] {
+        if constexpr (tops)
+            return 1;
+        else
+            return 1 + LaneLadder<R, A, K, 2 * W>::lag;
+    }();
+    Vec<A> past{};
+    [[no_unique_address]] typename Choose<tops, Sequence<>, LaneLadder<R, A, K, 2 * W>>::type rest;
+    POOLKIT_INLINE Vec<A> push(Vec<A> x) {
+        const Vec<A> merged = R::merge(past, moved_of<move>(past, x, Upto<lanes<A>>{}));
+        past = x;
+        if constexpr (tops)
+            return merged;
+        else
+            return rest.push(merged);
+    }
+};
+// Whether a ladder is the quicker way, and its moves are within a vector.
+template <class R, class A, int K>
+constexpr bool climbs = R::idempotent && K >= 5 && K - 8 <= lanes<A> && 4 <= lanes<A>;
+
+template <class R, class A, int K, class Put>
+POOLKIT_INLINE void climb(const A* from, int64_t n, Put put) {
+    using Windows = LaneLadder<R, A, K>;
+    constexpr int64_t width = lanes<A>;
+    Windows windows;
+    for (int64_t i = 0; i < Windows::lag; ++i) windows.push(load<A>(from + i * width));
+    const auto next = [&](int64_t i) {
+        return windows.push(load<A>(from + i + Windows::lag * width));
+    };
+    int64_t i = 0;
+    for (; i + width <= n; i += width) put(i, next(i));
+    if (i < n) put(i, next(i));
+}
+
+// n windows none of which is clipped, in each of some rows, from lifted values. put_in(row) says
+// what is done with a vector of them: it is called as put(i, windows i ...), see `each_vector`.
+template <class R, class A, class PutIn>
+POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t pitch, int64_t rows,
+                              int64_t n, PutIn put_in) {
     const int64_t stride = axis.stride, step = axis.step;
+    const auto each = [&](auto window) {
+        for (int64_t r = 0; r < rows; ++r) {
+            const auto put = put_in(r);
+            const A* row = from + r * pitch;
+            each_vector<A>(n, [&](int64_t i) { put(i, window(row, i)); });
+        }
+    };
     if (stride == 1) {
         with_taps(axis.taps, [&](auto taps) {
-            each_vector<A>(n, [&](int64_t i) {
-                Vec<A> acc = load<A>(from + i);
-                for (int64_t t = 1; t < taps; ++t)
-                    acc = R::merge(acc, load<A>(from + i + t * step));
-                store<A>(out + i, acc);
+            each([&](const A* row, int64_t i) {
+                Vec<A> acc = load<A>(row + i);
+                for (int64_t t = 1; t < taps; ++t) acc = R::merge(acc, load<A>(row + i + t * step));
+                return acc;
             });
         });
     } else if (stride == 2 && step == 1 && axis.taps >= 2) {
         with_taps(axis.taps, [&](auto taps) {
-            each_vector<A>(
-                n, [&](int64_t i) { store<A>(out + i, pairs_at<R, A>(from + 2 * i, taps)); });
+            each([&](const A* row, int64_t i) { return pairs_at<R, A>(row + 2 * i, taps); });
         });
     } else if (picks_lanes(axis)) {
         const int64_t taps = axis.taps;
-        each_vector<A>(n, [&](int64_t i) {
-            store<A>(out + i, stride == 3 ? strided_at<R, A, 3>(from + 3 * i, taps)
-                                          : strided_at<R, A, 4>(from + 4 * i, taps));
-        });
+        if (stride == 3)
+            each([&](const A* row, int64_t i) { return strided_at<R, A, 3>(row + 3 * i, taps); });
+        else
+            each([&](const A* row, int64_t i) { return strided_at<R, A, 4>(row + 4 * i, taps); });
     } else {
-        for (int64_t i = 0; i < n; ++i) out[i] = from[i * stride];
-        for (int64_t t = 1; t < axis.taps; ++t)
-            for (int64_t i = 0; i < n; ++i) out[i] = R::merge(out[i], from[i * stride + t * step]);
+        each([&](const A* row, int64_t i) {
+            A acc[lanes<A>];
+            for (int64_t l = 0; l < lanes<A>; ++l) {
+                const A* at = row + at_most(i + l, n - 1) * stride;
+                acc[l] = at[0];
+                for (int64_t t = 1; t < axis.taps; ++t) acc[l] = R::merge(acc[l], at[t * step]);
+            }
+            return load<A>(acc);
+        });
     }
+}
+
+// The same for one line, to an array with a vector of slack behind it.
+template <class R, class A>
+POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t n, A* out) {
+    unclipped<R, A>(axis, from, 0, 1, n,
+                    [&](int64_t) { return [&](int64_t i, Vec<A> v) { store<A>(out + i, v); }; });
 }
 
 // out[o - o0] = the window of output o along one line. `out` has a vector of slack behind it.
