@@ -85,7 +85,7 @@ enum class Walk {
     columns,  // one window over an axis with lines behind it: tasks are pieces of a line
     direct,   // lines behind: all the pixels of a window are merged at once
     ring,     // axis by axis, the fastest first
-    down,     // two axes: columns first, then along the one line that is left
+    down,     // columns first, then along the one line that is left
 };
 
 Walk walk_of(const Geometry& g, int64_t inner) {
@@ -216,8 +216,8 @@ class Pooling {
     static constexpr int64_t kBlock = 2 * 1024 / sizeof(A);
 
     void take_block(Arena& arena) {
-        const Axis& down = g.axis[0];
-        const Axis& row = g.axis[1];
+        const Axis& down = g.axis[last - 1];
+        const Axis& row = g.axis[last];
         if (!row.regular) whole_line = Extent{0, row.size, 0, row.size, 0};
         pitch = round_up(whole_line.reach, lanes<A>);
         block = 1;
@@ -228,17 +228,18 @@ class Pooling {
             block = at_most(down.outputs, most < 2 * shared ? 2 * shared : most);
         }
         const int64_t stride = down.regular ? down.stride : 1;
-        const int64_t listed = (block - 1) * stride + (down.taps - 1) * down.step + 1;
+        const int64_t slabs = last == 2 ? g.axis[0].taps : 1;
+        listed = (block - 1) * stride + (down.taps - 1) * down.step + 1;
         // Behind the last row: what a vector, a window or a ladder may read further.
         const int64_t behind = row.taps * row.step + 8 * lanes<A>;
-        inputs = arena.template take<const S*>(listed);
-        picked = arena.template take<const S*>(down.taps);
+        inputs = arena.template take<const S*>(listed * slabs);
+        picked = arena.template take<const S*>(block * down.taps * slabs);
         nothing = arena.template take<S>(row.size + slack);
         column = arena.template take<A>(block * pitch + behind);
-        wide = arena.template take<A>(block * round_up(row.outputs, lanes<A>) + block * pitch +
-                                      behind);
+        wide =
+            arena.template take<A>(block * (round_up(row.outputs, lanes<A>) + pitch) + 2 * behind);
         if (doubles_down()) area = arena.template take<A>(listed * pitch + behind);
-        kept = arena.template take<A>(down.taps * round_up(row.outputs + slack, lanes<A>));
+        kept = arena.template take<A>(slabs * down.taps * round_up(row.outputs + slack, lanes<A>));
     }
 
     const Geometry& g;
@@ -261,9 +262,9 @@ class Pooling {
     A* buffer = nullptr;
     Extent whole_line{};
     // Of a block of output rows:
-    int64_t block = 0, pitch = 0;
-    const S** inputs = nullptr;  // the lines that it sees
-    const S** picked = nullptr;  // those of one output
+    int64_t block = 0, pitch = 0, listed = 0;
+    const S** inputs = nullptr;  // the lines that it sees, slab by slab
+    const S** picked = nullptr;  // those of each output
     S* nothing = nullptr;        // a line of padding
     A* column = nullptr;         // merged columns, one row for each output row
     A* wide = nullptr;           // rows that are not yet results
@@ -501,19 +502,29 @@ class Pooling {
     // Columns are merged first, so that only one line for each output row is reduced along itself.
     // Where the order shows (a NaN, a -0.0), rows come first as everywhere else.
     void run_down(const S* x, O* out, const Part& part) {
-        const int64_t columns = g.axis[1].size;
-        for (int64_t j = 0; j < columns + slack; ++j)
+        const Axis& down = g.axis[last - 1];
+        for (int64_t j = 0; j < g.axis[last].size + slack; ++j)
             nothing[j] = narrow<S>(R::template identity<A>());
         pad_rows(column, block);
-        each_row(part, [&](int64_t slab, int64_t o, int64_t at) {
-            const int64_t left = part.last - (slab * g.axis[0].outputs + o);
-            const int64_t n = at_most(at_most(block, g.axis[0].outputs - o), left);
-            const S* from = x + slab * extent[0];
-            if (merge_down(from, o, n))
-                rows_first(from, o, n, out + at);
+        const auto pool_rows = [&](const S* from, int64_t slab, int64_t o, int64_t n, O* to) {
+            const double by = last == 2 ? divisor(0, slab) : 1.0;
+            if (merge_down(from, slab, o, n))
+                rows_first(from, slab, o, n, by, to);
             else
-                reduce_rows(o, n, out + at);
-            return n;
+                reduce_rows(o, n, by, to);
+        };
+        each_row(part, [&](int64_t outer, int64_t o, int64_t at) {
+            const S* from = x + outer * extent[0];
+            if (last == 1) {
+                const int64_t left = part.last - (outer * down.outputs + o);
+                const int64_t n = at_most(at_most(block, down.outputs - o), left);
+                pool_rows(from, 0, o, n, out + at);
+                return n;
+            }
+            for (int64_t row = 0; row < down.outputs; row += block)
+                pool_rows(from, o, row, at_most(block, down.outputs - row),
+                          out + at + row * length[2]);
+            return int64_t{1};
         });
     }
 
@@ -529,67 +540,86 @@ class Pooling {
     }
 
     bool doubles_down() const {
-        const Axis& down = g.axis[0];
-        return down.regular && down.stride == 1 && down.taps >= kDoubling;
+        const Axis& down = g.axis[last - 1];
+        return last == 1 && down.regular && down.stride == 1 && down.taps >= kDoubling;
+    }
+
+    // Lists the lines that output rows o .. o + n see, in slabs that output `slab` of the first of
+    // three axes sees. Returns how many slabs, or 0 where the order of merging may show.
+    int64_t list_lines(const S* from, int64_t slab, int64_t o, int64_t n) {
+        const Axis& down = g.axis[last - 1];
+        const Extent& e = whole_line;
+        const int64_t width = g.axis[last].size;
+        const int64_t first = down.regular ? o * down.stride + down.offset : down.begin[o];
+        const int64_t lines_seen = down.regular
+                                       ? (n - 1) * down.stride + (down.taps - 1) * down.step + 1
+                                       : (down.count[o] - 1) * down.step + 1;
+        const int64_t lo = first > 0 ? first : 0, hi = at_most(first + lines_seen, down.size);
+        const int64_t slabs = last == 2 ? g.axis[0].count[slab] : 1;
+        for (int64_t t = 0; t < slabs; ++t) {
+            const S* base = from + e.start + e.before;
+            if (last == 2) base += (g.axis[0].begin[slab] + t * g.axis[0].step) * extent[1];
+            if (look_through(base + lo * width, (hi - lo - 1) * width + e.inside)) return 0;
+            for (int64_t i = 0; i < lines_seen; ++i) {
+                const bool seen = first + i >= lo && first + i < hi;
+                inputs[t * listed + i] = seen ? base + (first + i) * width : nothing;
+            }
+        }
+        return slabs;
     }
 
     // The columns of output rows o .. o + n; whether the order of merging may show: then nothing is
     // merged.
-    bool merge_down(const S* from, int64_t o, int64_t n) {
+    bool merge_down(const S* from, int64_t slab, int64_t o, int64_t n) {
         using Columns = Quick<R, S>;
-        const Axis& down = g.axis[0];
+        const Axis& down = g.axis[last - 1];
         const Extent& e = whole_line;
         if (e.inside == 0) return false;
-        const S* base = from + e.start + e.before;
         A* to = column + e.before;
-        const int64_t width = g.axis[1].size, taps = down.taps, stride = down.stride;
         const double p = g.exponent;
-        if (!down.regular) {
-            const int64_t count = down.count[o];
-            const StridedLines<S> window{base + down.begin[o] * width, down.step * width};
-            if (look_through(window.base, (count - 1) * window.stride + e.inside)) return true;
-            across<Columns, A, true>(window, count, e.inside, p, to);
-            return false;
-        }
-        const int64_t first = o * stride + down.offset;
-        const int64_t listed = (n - 1) * stride + (taps - 1) * down.step + 1;
-        const int64_t lo = first > 0 ? first : 0, hi = at_most(first + listed, down.size);
-        if (look_through(base + lo * width, (hi - lo - 1) * width + e.inside)) return true;
-        for (int64_t i = 0; i < listed; ++i) {
-            const bool seen = first + i >= lo && first + i < hi;
-            inputs[i] = seen ? base + (first + i) * width : nothing;
-        }
-        const ListedLines<S> seen{inputs};
+        const bool empty = last == 2 && g.axis[0].count[slab] == 0;
+        const int64_t slabs = empty ? 0 : list_lines(from, slab, o, n);
+        if (slabs == 0 && !empty) return true;
+        const int64_t taps = down.regular ? down.taps : down.count[o];
+        const int64_t stride = down.regular ? down.stride : 1;
         const auto slides = [&](int64_t k, int64_t s) {
-            return taps == k && stride == s && down.step == 1;
+            return slabs == 1 && down.regular && taps == k && stride == s && down.step == 1;
         };
-        const auto slide_down = [&](auto k, auto s) {
-            slide<Columns, A, true, k.value, s.value>(seen, n, e.inside, p, to, pitch);
+        const auto slide_down = [&](const S** seen, auto k, auto s) {
+            slide<Columns, A, true, k.value, s.value>(ListedLines<S>{seen}, n, e.inside, p, to,
+                                                      pitch);
             return false;
         };
-        if (slides(2, 2)) return slide_down(Constant<2>{}, Constant<2>{});
-        if (slides(3, 2)) return slide_down(Constant<3>{}, Constant<2>{});
-        if (slides(4, 4)) return slide_down(Constant<4>{}, Constant<4>{});
-        if (slides(3, 3)) return slide_down(Constant<3>{}, Constant<3>{});
-        if (slides(3, 1)) return slide_down(Constant<3>{}, Constant<1>{});
-        if (slides(5, 1)) return slide_down(Constant<5>{}, Constant<1>{});
+        if (slides(2, 2)) return slide_down(inputs, Constant<2>{}, Constant<2>{});
+        if (slides(3, 2)) return slide_down(inputs, Constant<3>{}, Constant<2>{});
+        if (slides(4, 4)) return slide_down(inputs, Constant<4>{}, Constant<4>{});
+        if (slides(3, 3)) return slide_down(inputs, Constant<3>{}, Constant<3>{});
+        if (slides(3, 1)) return slide_down(inputs, Constant<3>{}, Constant<1>{});
+        if (slides(5, 1)) return slide_down(inputs, Constant<5>{}, Constant<1>{});
         if constexpr (R::idempotent) {
-            if (slides(7, 1)) return slide_down(Constant<7>{}, Constant<1>{});
-            if (slides(9, 1)) return slide_down(Constant<9>{}, Constant<1>{});
-            if (slides(13, 1)) return slide_down(Constant<13>{}, Constant<1>{});
+            if (slides(7, 1)) return slide_down(inputs, Constant<7>{}, Constant<1>{});
+            if (slides(9, 1)) return slide_down(inputs, Constant<9>{}, Constant<1>{});
+            if (slides(13, 1)) return slide_down(inputs, Constant<13>{}, Constant<1>{});
         }
         if (doubles_down()) {
-            pad_rows(area, listed);
-            for (int64_t i = 0; i < listed; ++i)
+            const int64_t seen = (n - 1) + (taps - 1) * down.step + 1;
+            pad_rows(area, seen);
+            for (int64_t i = 0; i < seen; ++i)
                 across<Columns, A, true>(ListedLines<S>{inputs + i}, 1, e.inside, p,
                                          area + i * pitch + e.before);
             within_doubling<Columns, A>(area, n * pitch, taps, down.step * pitch, column);
             return false;
         }
-        for (int64_t r = 0; r < n; ++r) {
-            for (int64_t t = 0; t < taps; ++t) picked[t] = inputs[r * stride + t * down.step];
-            across<Columns, A, true>(ListedLines<S>{picked}, taps, e.inside, p, to + r * pitch);
-        }
+        const int64_t each = slabs * taps;
+        const S** next = picked;
+        for (int64_t r = 0; r < n; ++r)
+            for (int64_t s = 0; s < slabs; ++s)
+                for (int64_t t = 0; t < taps; ++t)
+                    *next++ = inputs[s * listed + r * stride + t * down.step];
+        if (each == 4) return slide_down(picked, Constant<4>{}, Constant<4>{});
+        for (int64_t r = 0; r < n; ++r)
+            across<Columns, A, true>(ListedLines<S>{picked + r * each}, each, e.inside, p,
+                                     to + r * pitch);
         return false;
     }
 
@@ -606,16 +636,17 @@ class Pooling {
         }
     }
 
-    // Merged columns become results.
-    void reduce_rows(int64_t o, int64_t n, O* out) {
+    // Merged columns become results, divided by `by` and what their row and column say.
+    void reduce_rows(int64_t o, int64_t n, double by, O* out) {
         using Columns = OfStates<Quick<R, S>>;
-        const Axis& row = g.axis[1];
+        const Axis& row = g.axis[last];
         const int64_t outputs = row.outputs;
         if constexpr (in_lanes) {
             if (row.regular && row.taps <= kLongSpan && (!row.divisor || row.divisor_uniform))
                 return reduce_rows_by<Columns>(n, [&](int64_t r) {
-                    const double by = row.divisor ? row.divisor[0] : 1.0;
-                    return put_to(out + r * outputs, outputs, by * divisor(0, o + r));
+                    const double columns = row.divisor ? row.divisor[0] : 1.0;
+                    return put_to(out + r * outputs, outputs,
+                                  by * columns * divisor(last - 1, o + r));
                 });
         }
         const int64_t stored = round_up(outputs, lanes<A>);
@@ -630,12 +661,13 @@ class Pooling {
                                    whole_line, g.exponent, buffer, states + r * stored);
         }
         for (int64_t r = 0; r < n; ++r)
-            finish(states + r * stored, outputs, divisor(0, o + r), row.divisor, out + r * outputs);
+            finish(states + r * stored, outputs, by * divisor(last - 1, o + r), row.divisor,
+                   out + r * outputs);
     }
 
     template <class Columns, class PutIn>
     POOLKIT_INLINE void reduce_rows_by(int64_t n, PutIn put) {
-        const Axis& row = g.axis[1];
+        const Axis& row = g.axis[last];
         const int64_t outputs = row.outputs;
         if (climbed<Columns, 5>(n, put) || climbed<Columns, 7>(n, put) ||
             climbed<Columns, 9>(n, put) || climbed<Columns, 13>(n, put))
@@ -653,7 +685,7 @@ class Pooling {
 
     template <class Columns, int K, class PutIn>
     POOLKIT_INLINE bool climbed(int64_t n, PutIn put) {
-        const Axis& row = g.axis[1];
+        const Axis& row = g.axis[last];
         if constexpr (climbs<R, A, K>) {
             if (row.taps != K || row.stride != 1 || row.step != 1) return false;
             for (int64_t r = 0; r < n; ++r)
@@ -664,20 +696,24 @@ class Pooling {
     }
 
     // The same rows in row-major order.
-    void rows_first(const S* from, int64_t o, int64_t n, O* out) {
-        const Axis& down = g.axis[0];
-        const Axis& row = g.axis[1];
+    void rows_first(const S* from, int64_t slab, int64_t o, int64_t n, double by, O* out) {
+        const Axis& down = g.axis[last - 1];
+        const Axis& row = g.axis[last];
         const int64_t stored = round_up(row.outputs + slack, lanes<A>);
+        const int64_t slabs = last == 2 ? g.axis[0].count[slab] : 1;
         const Extent e = row.regular ? whole_line : extent_of(row, 0, row.outputs);
         for (int64_t r = 0; r < n; ++r) {
             const int64_t count = down.count[o + r];
-            for (int64_t t = 0; t < count; ++t) {
-                const S* line = from + (down.begin[o + r] + t * down.step) * row.size;
-                within<R, A>(row, line, 0, row.outputs, e, g.exponent, buffer, kept + t * stored);
+            for (int64_t i = 0; i < slabs * count; ++i) {
+                const S* line = from + (down.begin[o + r] + i % count * down.step) * row.size;
+                if (last == 2)
+                    line += (g.axis[0].begin[slab] + i / count * g.axis[0].step) * extent[1];
+                within<R, A>(row, line, 0, row.outputs, e, g.exponent, buffer, kept + i * stored);
             }
-            across<R, A, false>(StridedLines<A>{kept, stored}, count, row.outputs, g.exponent,
-                                state);
-            finish(state, row.outputs, divisor(0, o + r), row.divisor, out + r * row.outputs);
+            across<R, A, false>(StridedLines<A>{kept, stored}, slabs * count, row.outputs,
+                                g.exponent, state);
+            finish(state, row.outputs, by * divisor(last - 1, o + r), row.divisor,
+                   out + r * row.outputs);
         }
     }
 
