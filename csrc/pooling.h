@@ -298,8 +298,14 @@ class Pooling {
                 within_positions<R, A>(axis, x + line * axis.size, o0, o1, buffer, state, codes);
                 store_codes(codes, o1 - o0, g.positions, at, part.positions);
             } else {
+                // Straight to the result where nothing is written behind it.
+                const bool doubling = axis.stride == 1 && axis.taps >= kDoubling;
+                A* to = state;
+                if constexpr (direct_result)
+                    if (!doubling && o1 - o0 >= lanes<A>) to = out + at;
                 within<R, A>(axis, x + line * axis.size, o0, o1, extent_of(axis, o0, o1),
-                             g.exponent, buffer, state);
+                             g.exponent, buffer, to);
+                if (to != state) continue;
             }
             finish(state, o1 - o0, 1.0, axis.divisor ? axis.divisor + o0 : nullptr, out + at);
         }

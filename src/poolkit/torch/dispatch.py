@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from .. import functional
 from ..composite import composite
@@ -127,7 +127,8 @@ _ADAPTIVE_MEAN = {
     3: torch._C._nn.adaptive_avg_pool3d,
 }
 # Aten adds half types up in themselves, and divides integers as integers.
-_MEAN_DTYPES = frozenset((torch.float32, torch.float64))
+_FLOAT32, _FLOAT64 = torch.float32, torch.float64
+_MEAN_DTYPES = frozenset((_FLOAT32, _FLOAT64))
 _MAX_DTYPES = _MEAN_DTYPES | {torch.bfloat16, torch.float16}
 
 
@@ -201,17 +202,8 @@ def _is_tiny(x: Tensor, call: Call) -> bool:
 
 # The shortest ways to pool a tiny tensor, without a window or any check of ours; they return None
 # where aten does not do the same, or refuses: the usual way has better messages. Aten would take
-# more than Python's own integers for sizes. Written out, as every call here is a tenth of the time.
-
-
-def _exact(kernel_size: Any, stride: Any, padding: Any) -> bool:
-    if (
-        type(kernel_size) is int
-        and type(padding) is int
-        and (stride is None or type(stride) is int)
-    ):
-        return True
-    return functional.are_exact(kernel_size, stride, padding)
+# more than Python's own integers for sizes. Written out, as every call here is a tenth of the time;
+# an exporter's tensors are no plain ones, so that only Dynamo has to be asked for.
 
 
 def small_max(
@@ -219,18 +211,21 @@ def small_max(
 ) -> Tensor | None:
     if (
         type(x) is not Tensor
-        or is_compiling()
+        or is_dynamo_compiling()
         or not 0 < x.numel() < TINY
         or x.dtype not in _MAX_DTYPES
         or (x.requires_grad and x.dtype not in _MEAN_DTYPES)
         # A dilated window may lie wholly in the padding, which aten does not see.
         or not (type(dilation) is int and dilation == 1)
-        or not _exact(kernel_size, stride, padding)
     ):
         return None
-    steps = kernel_size if stride is None else stride
+    plain = type(kernel_size) is int and type(padding) is int and stride is None
+    if not plain and not functional.are_exact(kernel_size, stride, padding):
+        return None
     try:
-        return _MAX[axes](x, kernel_size, steps, padding, dilation, ceil_mode)
+        return _MAX[axes](
+            x, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
+        )
     except (RuntimeError, TypeError, ValueError):
         return None
 
@@ -245,18 +240,23 @@ def small_mean(
     count_include_pad: Any,
     divisor: Any = None,
 ) -> Tensor | None:
-    if (
-        type(x) is not Tensor
-        or is_compiling()
-        or not 0 < x.numel() < TINY
-        or x.dtype not in _MEAN_DTYPES
-        or divisor is not None
-        or not _exact(kernel_size, stride, padding)
-    ):
+    if type(x) is not Tensor or is_dynamo_compiling() or not 0 < x.numel() < TINY:
         return None
-    steps = kernel_size if stride is None else stride
+    dtype = x.dtype
+    if (dtype is not _FLOAT32 and dtype is not _FLOAT64) or divisor is not None:
+        return None
+    plain = type(kernel_size) is int and type(padding) is int and stride is None
+    if not plain and not functional.are_exact(kernel_size, stride, padding):
+        return None
     try:
-        return _MEAN[axes](x, kernel_size, steps, padding, ceil_mode, count_include_pad)
+        return _MEAN[axes](
+            x,
+            kernel_size,
+            kernel_size if stride is None else stride,
+            padding,
+            ceil_mode,
+            count_include_pad,
+        )
     except (RuntimeError, TypeError, ValueError):
         return None
 
@@ -264,7 +264,7 @@ def small_mean(
 def small_adaptive_mean(axes: int, x: Any, output_size: Any) -> Tensor | None:
     if (
         type(x) is not Tensor
-        or is_compiling()
+        or is_dynamo_compiling()
         or not 0 < x.numel() < (TINY_GLOBAL * TINY if output_size == 1 else TINY)
         or x.dtype not in _MEAN_DTYPES
         or not functional.are_exact(output_size)
