@@ -5,6 +5,22 @@
 
 namespace {
 
+// A single long line is cut into tasks of this many inputs, or of so many reaches of a window.
+constexpr int64_t kScatterPiece = 16384;
+constexpr int64_t kScatterReaches = 4;
+
+int64_t scatter_piece(const Axis& axis) {
+    const int64_t reaches = kScatterReaches * axis.taps * axis.step;
+    return reaches > kScatterPiece ? reaches : kScatterPiece;
+}
+
+int64_t count_scatter_tasks(const Geometry& g, int64_t outer, int64_t inner) {
+    const int64_t size = g.axis[0].size;
+    if (inner > 1 || g.axes > 1) return outer * size;
+    const int64_t piece = scatter_piece(g.axis[0]);
+    return outer * ((size + piece - 1) / piece);
+}
+
 // Each input gathers from the outputs whose position code names it, in ascending order of the
 // outputs: no two threads write to one place, and the result does not depend on their number.
 template <class S>
@@ -25,18 +41,21 @@ class Scattering {
             covers *= most;
         }
         cover = arena.template take<Cover>(covers);
-        line = arena.template take<A>((inner > 1 ? inner : g.axis[last].size) + 2 * lanes<A>);
+        int64_t states = inner > 1 ? inner : g.axis[last].size;
+        if (looped == 0) states = at_most(states, scatter_piece(g.axis[0]));
+        line = arena.template take<A>(states + 2 * lanes<A>);
         bytes = arena.used;
     }
 
     int64_t bytes = 0;
 
     void run(const Part& part) {
+        if (looped == 0) return run_pieces(part);
         int64_t per_task = 1, rows = 1, plane = 1;
         for (int a = 0; a < g.axes; ++a) plane *= g.axis[a].size;
         for (int a = 0; a < looped; ++a) rows *= g.axis[a].size;
-        per_task = looped > 0 ? rows / g.axis[0].size : 1;
-        const int64_t tasks = looped > 0 ? g.axis[0].size : 1;
+        per_task = rows / g.axis[0].size;
+        const int64_t tasks = g.axis[0].size;
         int64_t results = 1;
         for (int a = 0; a < g.axes; ++a) results *= g.axis[a].outputs;
         const int64_t span = plane / rows * inner;  // inputs of one row of this walk
@@ -49,17 +68,55 @@ class Scattering {
                 const int64_t base = outer * results * inner;
                 S* to = out + (outer * plane * inner) + row * span;
                 const S* grad = static_cast<const S*>(part.x) + base;
-                if (g.positions <= 256)
-                    gather(grad, static_cast<const uint8_t*>(part.positions) + base, covers, to);
-                else if (g.positions <= 65536)
-                    gather(grad, static_cast<const uint16_t*>(part.positions) + base, covers, to);
-                else
-                    gather(grad, static_cast<const uint32_t*>(part.positions) + base, covers, to);
+                with_codes(part, base, [&](const auto* codes) { gather(grad, codes, covers, to); });
             }
         }
     }
 
+    // One axis, nothing behind it: pieces of lines.
+    void run_pieces(const Part& part) {
+        const Axis& axis = g.axis[0];
+        const int64_t piece = scatter_piece(axis), pieces = (axis.size + piece - 1) / piece;
+        cover[0] = {0, 0};
+        for (int64_t task = part.first; task < part.last; ++task) {
+            const int64_t outer = task / pieces, i0 = task % pieces * piece;
+            const int64_t i1 = at_most(i0 + piece, axis.size), base = outer * axis.outputs;
+            int64_t o0 = axis.outputs, o1 = 0;  // the outputs that see the piece
+            if (pieces == 1) {
+                o0 = 0, o1 = axis.outputs;
+            } else if (axis.regular) {
+                const int64_t reach = (axis.taps - 1) * axis.step, start = i0 - axis.offset;
+                o0 = start > reach ? (start - reach + axis.stride - 1) / axis.stride : 0;
+                o1 = at_most((i1 - 1 - axis.offset) / axis.stride + 1, axis.outputs);
+            } else {
+                for (int64_t i = i0; i < i1; ++i) {
+                    if (axis.transposed_count[i] == 0) continue;
+                    const int64_t begin = axis.transposed_begin[i];
+                    const int64_t end =
+                        begin + (axis.transposed_count[i] - 1) * axis.transposed_step + 1;
+                    if (begin < o0) o0 = begin;
+                    if (end > o1) o1 = end;
+                }
+            }
+            const S* grad = static_cast<const S*>(part.x) + base;
+            S* to = static_cast<S*>(part.out) + outer * axis.size;
+            with_codes(part, base,
+                       [&](const auto* codes) { gather_row(grad, codes, 1, to, i0, i1, o0, o1); });
+        }
+    }
+
   private:
+    // Calls body(codes) with the codes from `base` on, as what they are stored in.
+    template <class Body>
+    POOLKIT_INLINE void with_codes(const Part& part, int64_t base, Body body) {
+        if (g.positions <= 256)
+            body(static_cast<const uint8_t*>(part.positions) + base);
+        else if (g.positions <= 65536)
+            body(static_cast<const uint16_t*>(part.positions) + base);
+        else
+            body(static_cast<const uint32_t*>(part.positions) + base);
+    }
+
     struct Cover {
         int64_t at;    // first output of the row that sees this input row
         int64_t code;  // what its codes are when they mean this row: code + the taps of the rest
@@ -102,7 +159,7 @@ class Scattering {
         if (inner > 1)
             gather_lines(grad, codes, covers, to);
         else
-            gather_row(grad, codes, covers, to);
+            gather_row(grad, codes, covers, to, 0, g.axis[last].size, 0, g.axis[last].outputs);
     }
 
     template <class P>
@@ -128,37 +185,49 @@ class Scattering {
         }
     }
 
+    // Inputs [i0, i1) of a row, from outputs [o0, o1) of each row that covers it.
     template <class P>
-    void gather_row(const S* grad, const P* codes, int64_t covers, S* to) {
+    void gather_row(const S* grad, const P* codes, int64_t covers, S* to, int64_t i0, int64_t i1,
+                    int64_t o0, int64_t o1) {
         const Axis& axis = g.axis[last];
         A* sums = line;
-        if constexpr (same<A, S>) sums = to;
-        for (int64_t i = 0; i < axis.size; ++i) sums[i] = A(0);
+        if constexpr (same<A, S>) sums = to + i0;
+        for (int64_t i = 0; i < i1 - i0; ++i) sums[i] = A(0);
         for (int64_t k = 0; k < covers; ++k) {
             const int64_t at = cover[k].at * axis.outputs, base = cover[k].code * axis.taps;
-            add_row(axis, grad + at, codes + at, base, sums);
+            add_row(axis, grad + at, codes + at, base, sums, i0, i1, o0, o1);
         }
         if constexpr (!same<A, S>)
-            for (int64_t i = 0; i < axis.size; ++i) to[i] = narrow<S>(line[i]);
+            for (int64_t i = i0; i < i1; ++i) to[i] = narrow<S>(line[i - i0]);
     }
 
     template <class P>
     POOLKIT_INLINE void add_row(const Axis& axis, const S* grad, const P* codes, int64_t base,
-                                A* sums) {
+                                A* sums, int64_t i0, int64_t i1, int64_t o0, int64_t o1) {
         const auto one = [&](int64_t o) {
             const int64_t tap = static_cast<int64_t>(codes[o]) - base;
-            if (tap >= 0 && tap < axis.taps)
-                sums[axis.begin[o] + tap * axis.step] += static_cast<A>(widen(grad[o]));
+            if (tap < 0 || tap >= axis.taps) return;
+            const int64_t i = axis.begin[o] + tap * axis.step;
+            if (i >= i0 && i < i1) sums[i - i0] += static_cast<A>(widen(grad[o]));
         };
         const bool pairs = axis.stride == 2 && axis.step == 1 && axis.taps >= 2;
         const bool vector = axis.regular && axis.taps <= 8 && (axis.stride == 1 || pairs);
-        int64_t o = 0;
+        int64_t o = o0;
         if (vector) {
-            for (; o < axis.full_begin; ++o) one(o);
-            for (; o + lanes<A> <= axis.full_end; o += lanes<A>) {
+            // Those that lie wholly in this piece.
+            const int64_t reach = (axis.taps - 1) * axis.step;
+            const int64_t after = i1 - reach - axis.offset;  // begin before this
+            int64_t lo = axis.full_begin, hi = after > 0 ? (after - 1) / axis.stride + 1 : 0;
+            if (i0 > axis.offset) {
+                const int64_t first = (i0 - axis.offset + axis.stride - 1) / axis.stride;
+                if (first > lo) lo = first;
+            }
+            hi = at_most(hi, axis.full_end);
+            for (; o < at_most(lo, o1); ++o) one(o);
+            for (; o + lanes<A> <= hi; o += lanes<A>) {
                 const Vec<C> tap = load<C>(codes + o) - broadcast<C>(static_cast<C>(base));
                 const Vec<A> shares = load<A>(grad + o);
-                A* at = sums + o * axis.stride + axis.offset;
+                A* at = sums + o * axis.stride + axis.offset - i0;
                 const auto share = [&](int64_t t) {
                     return (tap == broadcast<C>(static_cast<C>(t))) ? shares : Vec<A>{};
                 };
@@ -178,13 +247,9 @@ class Scattering {
                 }
             }
         }
-        for (; o < axis.outputs; ++o) one(o);
+        for (; o < o1; ++o) one(o);
     }
 };
-
-int64_t count_scatter_tasks(const Geometry& g, int64_t outer, int64_t inner) {
-    return outer * (inner > 1 || g.axes > 1 ? g.axis[0].size : 1);
-}
 
 template <class S>
 int64_t scatter_scratch(const Geometry& g, int64_t inner) {

@@ -144,6 +144,25 @@ def test_the_gradient_reaches_every_position(isa: str, window: str, dtype: str) 
     np.testing.assert_array_equal(got[..., 0].astype(np.float64), want)
 
 
+@pytest.mark.parametrize("length", [16384, 16385, 40001])
+@pytest.mark.parametrize("window", ["Sliding(3, stride=2, padding=1)", "Sliding(5, stride=1)",
+                                    "Adaptive(7001)", "Sliding(6000, stride=3000)"])  # fmt: skip
+def test_the_gradient_of_a_line_in_pieces(window: str, length: int) -> None:
+    """Outputs that see two pieces give their share to one of them; threads change no bit."""
+    x = np.random.default_rng(0).standard_normal((2, length, 1)).astype("float32").round(1)
+    plan = plan_for(poolkit.windows.as_window(window), Max(), (length,), "float32")
+    out, codes = forward(plan, x, 2, 1, positions=True)
+    _, indices = poolkit.pool_with_indices(x[..., 0], window, "max")
+    grad = np.random.default_rng(1).standard_normal(out.shape).astype("float32")
+    want = np.zeros((2, length), dtype="float32")
+    for line in range(2):
+        np.add.at(want[line], indices[line], grad[line, :, 0])
+    for threads in (1, 2, 5):
+        got = np.full(x.shape, 7, dtype="float32")
+        plan.native.scatter(grad.ctypes.data, codes.ctypes.data, got.ctypes.data, 2, 1, threads)
+        np.testing.assert_array_equal(got[..., 0], want)
+
+
 def test_the_comparison_can_fail() -> None:
     """A different order of additions, and a zero of the other sign, are different bits."""
     x = noise((1000,), "float32")
