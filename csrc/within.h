@@ -523,6 +523,13 @@ POOLKIT_INLINE void unclipped_positions(const Axis& axis, const S* from, int64_t
             best = every<A, 3, 0>(v);
             offer(every<A, 3, 1>(v), 1);
             offer(every<A, 3, 2>(v), 2);
+        } else if (axis.stride == 4) {
+            const Vec<A> v[4] = {load<A>(at), load<A>(at + lanes<A>), load<A>(at + 2 * lanes<A>),
+                                 load<A>(at + 3 * lanes<A>)};
+            best = every<A, 4, 0>(v);
+            offer(every<A, 4, 1>(v), 1);
+            offer(every<A, 4, 2>(v), 2);
+            offer(every<A, 4, 3>(v), 3);
         } else {
             split(at);
             best = evens;
@@ -571,9 +578,10 @@ POOLKIT_ONCE void within_positions(const Axis& axis, const S* line, int64_t o0, 
         codes[o - o0] = code;
     };
     const bool pairs = axis.stride == 2 && step == 1 && axis.taps >= 2;
-    const bool triples = axis.stride == 3 && step == 1 && axis.taps == 3;
+    const bool tiles = (axis.stride == 3 || axis.stride == 4) && step == 1 &&
+                       axis.taps == axis.stride;  // no load runs beyond the last window
     const bool vectors =
-        axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs || triples);
+        axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs || tiles);
     const int64_t lo = vectors && axis.full_begin > o0 ? axis.full_begin : o0;
     const int64_t hi = vectors ? at_most(axis.full_end, o1) : o0;
     const int64_t n = hi - lo;
