@@ -344,14 +344,11 @@ void Plan::scatter(const void* grad, const void* positions, void* out, int64_t o
 
 bool Plan::spread(const void* grad, void* out, int64_t outer, int64_t inner, int threads) const {
     transpose_once();
-    int64_t seen = 1;
-    for (int a = 0; a < geometry_.axes; ++a) seen *= geometry_.axis[a].transposed_most;
-    const int64_t most = inner > 1 ? kSpreadLines : kSpreadRows;
-    for (int a = 0; a < geometry_.axes; ++a)
-        if (geometry_.axis[a].transposed_most > kSpreadRows) return false;
-    if (inner == 1)
-        seen /= std::max<int64_t>(geometry_.axis[geometry_.axes - 1].transposed_most, 1);
-    if (seen > most) return false;
+    // Along a row shares are added up on their own; across rows, and lines of channels, together.
+    int64_t along = geometry_.axis[geometry_.axes - 1].transposed_most, across = 1;
+    for (int a = 0; a < geometry_.axes - 1; ++a) across *= geometry_.axis[a].transposed_most;
+    if (inner > 1 ? across * along > kMostSpread : std::max(across, along) > kMostSpread)
+        return false;
     run_gradient(table().spreads, grad, nullptr, out, outer, inner, threads);
     return true;
 }
