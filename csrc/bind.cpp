@@ -63,6 +63,13 @@ NB_MODULE(_native, m) {
                               reinterpret_cast<const void*>(positions),
                               reinterpret_cast<void*>(out), outer, inner, threads);
              })
+        .def("spread",
+             [](const poolkit::Plan& plan, uintptr_t grad, uintptr_t out, int64_t outer,
+                int64_t inner, int threads) {
+                 nb::gil_scoped_release release;
+                 return plan.spread(reinterpret_cast<const void*>(grad),
+                                    reinterpret_cast<void*>(out), outer, inner, threads);
+             })
         .def("indices", [](const poolkit::Plan& plan, uintptr_t positions, uintptr_t out,
                            int64_t outer, int64_t inner, int threads) {
             nb::gil_scoped_release release;

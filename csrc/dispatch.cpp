@@ -178,6 +178,7 @@ void transpose(OwnedAxis& axis) {
         }
     }
     axis.transposed_step = step ? step : 1;
+    axis.transposed_most = *std::max_element(count.begin(), count.end());
 }
 
 template <class OwnedAxis>
@@ -239,7 +240,7 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         }
         if (!spec.divisor.empty() && spec.divisor.size() != spec.begin.size())
             throw std::invalid_argument("one divisor for each output");
-        owned_.push_back(OwnedAxis{std::move(spec), {}, {}, 1});
+        owned_.push_back(OwnedAxis{std::move(spec), {}, {}, 1, 0});
     }
     geometry_ = view_of(owned_, exponent);
 
@@ -290,10 +291,12 @@ void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int
     if (positions && geometry_.positions > kMaxPositions)
         throw std::invalid_argument("a window of more than 2^32 positions has no position codes");
     const int64_t slabs = outer * outer_scale_, bytes = bytes_moved(outer, inner);
+    int64_t outputs = outer * inner;
+    for (const OwnedAxis& axis : owned_) outputs *= static_cast<int64_t>(axis.spec.begin.size());
     inner *= inner_scale_;
-    if (slabs == 0 || inner == 0) return;
-    for (const OwnedAxis& axis : owned_)
-        if (axis.spec.begin.empty()) return;
+    if (outputs == 0) return;
+    ask_for_huge_pages(out, outputs * size_of(result_));
+    if (positions) ask_for_huge_pages(positions, outputs * position_bytes());
     const auto run = positions ? kernel->forward_positions : kernel->forward;
     parallel_for(kernel->count_tasks(simple_, slabs, inner), threads, bytes,
                  kernel->scratch_bytes(simple_, inner, positions != nullptr),
@@ -302,14 +305,7 @@ void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int
                  });
 }
 
-void Plan::scatter(const void* grad, const void* positions, void* out, int64_t outer, int64_t inner,
-                   int threads) const {
-    const Table& from = table();
-    const Scatter* kernel = nullptr;
-    for (int i = 0; i < from.scatter_count; ++i)
-        if (from.scatters[i].dtype && dtype_ == from.scatters[i].dtype) kernel = &from.scatters[i];
-    if (!kernel) throw std::invalid_argument("no such kernel");
-    if (outer == 0 || inner == 0) return;
+void Plan::transpose_once() const {
     std::call_once(transposed_, [this] {
         for (int a = 0; a < geometry_.axes; ++a) {
             OwnedAxis& axis = owned_[a];
@@ -317,14 +313,44 @@ void Plan::scatter(const void* grad, const void* positions, void* out, int64_t o
             geometry_.axis[a].transposed_begin = axis.transposed_begin.data();
             geometry_.axis[a].transposed_count = axis.transposed_count.data();
             geometry_.axis[a].transposed_step = axis.transposed_step;
+            geometry_.axis[a].transposed_most = axis.transposed_most;
         }
     });
+}
+
+void Plan::run_gradient(const Gradient* kernels, const void* grad, const void* positions, void* out,
+                        int64_t outer, int64_t inner, int threads) const {
+    const Gradient* kernel = nullptr;
+    for (int i = 0; i < table().gradient_count; ++i)
+        if (kernels[i].dtype && dtype_ == kernels[i].dtype) kernel = &kernels[i];
+    if (!kernel) throw std::invalid_argument("no such kernel");
+    if (outer == 0 || inner == 0) return;
+    int64_t inputs = outer * inner;
+    for (const OwnedAxis& axis : owned_) inputs *= axis.spec.size;
+    ask_for_huge_pages(out, inputs * element_bytes_);
     parallel_for(kernel->count_tasks(geometry_, outer, inner), threads, bytes_moved(outer, inner),
                  kernel->scratch_bytes(geometry_, inner),
                  [&](int64_t first, int64_t last, void* scratch) {
-                     kernel->scatter(geometry_, Part{grad, out, const_cast<void*>(positions), outer,
-                                                     inner, first, last, scratch});
+                     kernel->run(geometry_, Part{grad, out, const_cast<void*>(positions), outer,
+                                                 inner, first, last, scratch});
                  });
+}
+
+void Plan::scatter(const void* grad, const void* positions, void* out, int64_t outer, int64_t inner,
+                   int threads) const {
+    transpose_once();
+    run_gradient(table().scatters, grad, positions, out, outer, inner, threads);
+}
+
+bool Plan::spread(const void* grad, void* out, int64_t outer, int64_t inner, int threads) const {
+    transpose_once();
+    // Along a row shares are added up on their own; across rows, and lines of channels, together.
+    int64_t along = geometry_.axis[geometry_.axes - 1].transposed_most, across = 1;
+    for (int a = 0; a < geometry_.axes - 1; ++a) across *= geometry_.axis[a].transposed_most;
+    if (inner > 1 ? across * along > kMostSpread : std::max(across, along) > kMostSpread)
+        return false;
+    run_gradient(table().spreads, grad, nullptr, out, outer, inner, threads);
+    return true;
 }
 
 void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t inner,
@@ -333,6 +359,7 @@ void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t i
     int64_t results = 1;
     for (int a = 0; a < g.axes; ++a) results *= g.axis[a].outputs;
     if (outer * inner * results == 0) return;
+    ask_for_huge_pages(out, outer * inner * results * 8);
     const int bytes = position_bytes();
     const auto offset_of = [&g](int64_t code) {
         int64_t scale = 1, flat = 0;

@@ -37,6 +37,9 @@ class Plan {
     // The gradient of max and min: (grad_out, positions) -> grad_in.
     void scatter(const void* grad, const void* positions, void* out, int64_t outer, int64_t inner,
                  int threads) const;
+    // The gradient of a sum or a mean, grad_out -> grad_in; false where each input is seen by so
+    // many outputs that a sum over the transposed window, which is a window too, is faster.
+    bool spread(const void* grad, void* out, int64_t outer, int64_t inner, int threads) const;
     // Position codes -> flat spatial positions.
     void indices(const void* positions, int64_t* out, int64_t outer, int64_t inner,
                  int threads) const;
@@ -46,9 +49,13 @@ class Plan {
     struct OwnedAxis {
         AxisSpec spec;
         std::vector<int64_t> transposed_begin, transposed_count;
-        int64_t transposed_step;
+        int64_t transposed_step, transposed_most;
     };
+    static constexpr int64_t kMostSpread = 16;  // see `spread`
 
+    void transpose_once() const;
+    void run_gradient(const Gradient* kernels, const void* grad, const void* positions, void* out,
+                      int64_t outer, int64_t inner, int threads) const;
     int64_t bytes_moved(int64_t outer, int64_t inner) const;
 
     std::string reduction_, dtype_, result_;

@@ -34,6 +34,7 @@ struct Axis {
     const int64_t* transposed_begin;
     const int64_t* transposed_count;
     int64_t transposed_step;
+    int64_t transposed_most;  // outputs that see any one input
 };
 
 struct Geometry {
@@ -63,20 +64,21 @@ struct Kernel {
     void (*forward_positions)(const Geometry&, const Part&);  // null if there are none
 };
 
-// The gradient of max and min: x holds the output's gradient, out receives the input's.
-struct Scatter {
+// A gradient: x holds the output's, out receives the input's.
+struct Gradient {
     const char* dtype;
     int64_t (*count_tasks)(const Geometry&, int64_t outer, int64_t inner);
     int64_t (*scratch_bytes)(const Geometry&, int64_t inner);
-    void (*scatter)(const Geometry&, const Part&);
+    void (*run)(const Geometry&, const Part&);
 };
 
 struct Table {
     const char* isa;
     const Kernel* kernels;
     int kernel_count;
-    const Scatter* scatters;
-    int scatter_count;
+    const Gradient* scatters;  // of max and min
+    const Gradient* spreads;   // of sums and means
+    int gradient_count;        // of each
 };
 
 }  // namespace poolkit

@@ -18,6 +18,7 @@
 #include "pooling.h"
 #include "registry.def"
 #include "scatter.h"
+#include "spread.h"
 
 namespace {
 
@@ -38,9 +39,16 @@ constexpr poolkit::Kernel kernel(const char* reduction, const char* dtype, const
 }
 
 template <class S>
-constexpr poolkit::Scatter scatter_row(const char* dtype) {
+constexpr poolkit::Gradient scatter_row(const char* dtype) {
     if constexpr (is_float<S>)
-        return {dtype, count_scatter_tasks, scatter_scratch<S>, scatter<S>};
+        return {dtype, count_gradient_tasks, scatter_scratch<S>, scatter<S>};
+    else
+        return {};
+}
+template <class S>
+constexpr poolkit::Gradient spread_row(const char* dtype) {
+    if constexpr (is_float<S>)
+        return {dtype, count_gradient_tasks, spread_scratch<S>, spread<S>};
     else
         return {};
 }
@@ -61,10 +69,12 @@ using IntegerMean = typename Choose<same<R, Sum> && is_integer<S>, Sum, SumAbs>:
 #define POOLKIT_ROWS(NAME, R) \
     POOLKIT_DTYPES(POOLKIT_KERNEL, NAME, R) POOLKIT_DTYPES(POOLKIT_MEAN, NAME, R)
 #define POOLKIT_SCATTER(UNUSED, DTYPE, S) scatter_row<S>(#DTYPE),
+#define POOLKIT_SPREAD(UNUSED, DTYPE, S) spread_row<S>(#DTYPE),
 
 // Rows without a name are combinations that do not exist.
 constexpr poolkit::Kernel kKernels[] = {POOLKIT_REDUCTIONS(POOLKIT_ROWS)};
-constexpr poolkit::Scatter kScatters[] = {POOLKIT_DTYPES(POOLKIT_SCATTER, )};
+constexpr poolkit::Gradient kScatters[] = {POOLKIT_DTYPES(POOLKIT_SCATTER, )};
+constexpr poolkit::Gradient kSpreads[] = {POOLKIT_DTYPES(POOLKIT_SPREAD, )};
 
 #define POOLKIT_STRING(x) #x
 #define POOLKIT_NAME(x) POOLKIT_STRING(x)
@@ -75,5 +85,9 @@ constexpr poolkit::Scatter kScatters[] = {POOLKIT_DTYPES(POOLKIT_SCATTER, )};
 
 extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA);
 extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA) = {
-    POOLKIT_NAME(POOLKIT_ISA), kKernels, sizeof kKernels / sizeof kKernels[0], kScatters,
+    POOLKIT_NAME(POOLKIT_ISA),
+    kKernels,
+    sizeof kKernels / sizeof kKernels[0],
+    kScatters,
+    kSpreads,
     sizeof kScatters / sizeof kScatters[0]};

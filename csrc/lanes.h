@@ -191,6 +191,37 @@ POOLKIT_INLINE void store(S* to, Vec<A> v) {
     }
 }
 
+// lanes<C> position codes, as wide as the values that they belong to. The compiler takes a vector
+// that it widens more than twice apart, element by element.
+template <class C, class P>
+POOLKIT_INLINE Vec<C> load_codes(const P* from) {
+    if constexpr (same<C, P>) {
+        return load<C>(from);
+    } else {
+#if defined(__AVX512F__)
+        if constexpr (same<C, uint32_t> && same<P, uint8_t>)
+            return (Vec<C>)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+        if constexpr (same<C, uint64_t> && same<P, uint8_t>)
+            return (Vec<C>)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)from));
+        if constexpr (same<C, uint64_t> && same<P, uint16_t>)
+            return (Vec<C>)_mm512_cvtepu16_epi64(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+        if constexpr (same<C, uint32_t> && same<P, uint8_t>)
+            return (Vec<C>)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+        if constexpr (same<C, uint64_t> && same<P, uint8_t>)
+            return (Vec<C>)_mm256_cvtepu8_epi64(_mm_loadu_si32(from));
+        if constexpr (same<C, uint64_t> && same<P, uint16_t>)
+            return (Vec<C>)_mm256_cvtepu16_epi64(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__SSE2__)
+        if constexpr (same<C, uint32_t> && same<P, uint8_t>) {
+            const __m128i bytes = _mm_loadu_si32(from), zero = _mm_setzero_si128();
+            return (Vec<C>)_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero);
+        }
+#endif
+        return load<C>(from);
+    }
+}
+
 template <class A>
 POOLKIT_INLINE Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // x - 0 is x for every x, -0.0 and NaN too
@@ -369,6 +400,33 @@ POOLKIT_INLINE Vec<A> zip_first(Vec<A> a, Vec<A> b) {
 template <class A>
 POOLKIT_INLINE Vec<A> zip_second(Vec<A> a, Vec<A> b) {
     return zip_of<lanes<A> / 2>(a, b, Upto<lanes<A>>{});
+}
+
+// Vector number M of what Stride vectors make when their lanes are taken in turn: element e of all
+// is lane e / Stride of vector e % Stride.
+template <int Stride, int M, int P, class V, int... I>
+POOLKIT_INLINE V put_into(V acc, V v, Sequence<I...>) {
+    constexpr int n = sizeof...(I);
+    return __builtin_shufflevector(acc, v,
+                                   ((n * M + I) % Stride == P ? n + (n * M + I) / Stride : I)...);
+}
+template <class A, int Stride, int M>
+POOLKIT_INLINE Vec<A> in_turn(const Vec<A>* v) {
+    constexpr int n = lanes<A>;
+    if constexpr (Stride == 1) {
+        return v[0];
+    } else if constexpr (Stride == 2) {
+        return zip_of<M * n / 2>(v[0], v[1], Upto<n>{});
+    } else if constexpr (Stride == 4) {
+        const Vec<A> even = zip_of<M / 2 * n / 2>(v[0], v[2], Upto<n>{});
+        const Vec<A> odd = zip_of<M / 2 * n / 2>(v[1], v[3], Upto<n>{});
+        return zip_of<M % 2 * n / 2>(even, odd, Upto<n>{});
+    } else {
+        Vec<A> acc = v[0];
+        acc = put_into<Stride, M, 0>(acc, v[0], Upto<n>{});
+        acc = put_into<Stride, M, 1>(acc, v[1], Upto<n>{});
+        return put_into<Stride, M, 2>(acc, v[2], Upto<n>{});
+    }
 }
 
 template <class V, int... I>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import poolkit
 from poolkit.dtypes import DTYPES
 from poolkit.plan import plan_for
 from poolkit.reductions import Lp, Max, Mean, Min, Reduction, Sum
+from poolkit.windows import Adaptive, Global, Sliding
 
 pytestmark = pytest.mark.usefixtures("keep_settings")
 
@@ -60,6 +62,24 @@ def forward(
     return out, codes
 
 
+def scattered(plan: Any, grad: np.ndarray, codes: np.ndarray, threads: int = 1) -> np.ndarray:
+    """The gradient of a max, into memory that is not zero."""
+    outer, inner = grad.shape[0], grad.shape[-1]
+    back = np.full((outer, *plan.shape, inner), 7, dtype=grad.dtype)
+    plan.native.scatter(
+        grad.ctypes.data, codes.ctypes.data, back.ctypes.data, outer, inner, threads
+    )
+    return back
+
+
+def spread(plan: Any, grad: np.ndarray, threads: int = 1) -> np.ndarray | None:
+    """The gradient of a sum or a mean, or None where that is left to the transposed window."""
+    outer, inner = grad.shape[0], grad.shape[-1]
+    back = np.full((outer, *plan.shape, inner), 7, dtype=grad.dtype)
+    done = plan.native.spread(grad.ctypes.data, back.ctypes.data, outer, inner, threads)
+    return back if done else None
+
+
 def everything(case: str, dtype: str, reduction: Reduction, threads: int = 1) -> list[bytes]:
     """The bits of the values, and of a max or min the positions, indices and gradient."""
     shape, inner, window = WALKS[case]
@@ -79,11 +99,11 @@ def everything(case: str, dtype: str, reduction: Reduction, threads: int = 1) ->
         result += [bits(values), codes.tobytes(), indices.tobytes()]
         if DTYPES[dtype].kind == "float":
             grad = np.random.default_rng(1).standard_normal(out.shape).astype(dtype)
-            back = np.full(x.shape, 7, dtype=dtype)
-            plan.native.scatter(
-                grad.ctypes.data, codes.ctypes.data, back.ctypes.data, outer, inner, threads
-            )
-            result.append(back.tobytes())
+            result.append(scattered(plan, grad, codes, threads).tobytes())
+    elif isinstance(reduction, (Sum, Mean)) and DTYPES[dtype].kind == "float":
+        grad = np.random.default_rng(1).standard_normal(out.shape).astype(dtype)
+        back = spread(plan, grad, threads)
+        result.append(b"" if back is None else back.tobytes())
     return result
 
 
@@ -124,24 +144,115 @@ def test_same_bits_of_bfloat16(case: str) -> None:
         assert len(results) == 1, reduction
 
 
+# Around the lanes of every instruction set, and inputs behind the last window.
+PLANES = [((n,), 1) for n in (5, 16, 17, 31, 70, 131)] + [((9, 35), 1), ((14, 14), 1)]
+PLANES += [((6, 5, 18), 1), ((13,), 40), ((9, 10), 3), ((9, 10), 33)]
+GRADIENTS = [
+    Sliding(k, stride=s, padding=p, dilation=d, ceil_mode=c)
+    for s in (1, 2, 3, 4, 5)
+    for k, p, d, c in ((1, 0, 1, False), (2, 0, 1, True), (3, 1, 1, True), (4, 1, 1, False),
+                       (5, 2, 1, False), (2, 1, 2, False), (3, 2, 3, True), (7, 3, 1, False))
+] + [Adaptive(3), Adaptive(20), Global()]  # fmt: skip
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("window", ["Sliding(4, stride=2)", "Sliding(5, stride=2, padding=2)",
-                                    "Sliding(3, stride=1)", "Sliding(6, stride=2)"])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_the_gradient_reaches_every_position(isa: str, window: str, dtype: str) -> None:
-    """Windows that overlap by vectors that overlap: every share of the gradient arrives."""
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+def test_each_gradient_is_added_up_in_the_order_of_the_outputs(
+    isa: str, dtype: str, plane: tuple[tuple[int, ...], int]
+) -> None:
+    """By adding them one by one, in float32 for half types: the same bits, -0.0 becomes 0.0."""
     poolkit.use_isa(isa)
-    plan = plan_for(poolkit.windows.as_window(window), Max(), (70,), dtype)
-    x = np.random.default_rng(0).permutation(70 * 3).reshape(3, 70, 1).astype(dtype)
-    out, codes = forward(plan, x, 3, 1, positions=True)
+    shape, inner = plane
+    rng = np.random.default_rng(0)
+    ran = 0
+    for window in GRADIENTS:
+        try:
+            plan = plan_for(window, Max(), shape, dtype)
+        except poolkit.PoolValueError:
+            continue  # the window is larger than the plane
+        if plan.has_empty_windows:
+            continue
+        x = rng.integers(-9, 10, (2, *shape, inner)).astype(dtype)
+        out, codes = forward(plan, x, 2, inner, positions=True)
+        indices = np.empty(codes.shape, dtype=np.int64)
+        plan.native.indices(codes.ctypes.data, indices.ctypes.data, 2, inner, 1)
+        grad = rng.standard_normal(out.shape).astype(dtype)
+        grad[rng.random(grad.shape) < 0.1] = -0.0
+        exact = np.zeros((2, math.prod(shape), inner), "float64" if dtype == "float64" else "f4")
+        for slab in range(2):
+            for c in range(inner):
+                places = indices[slab, ..., c].ravel()
+                np.add.at(exact[slab, :, c], places, grad[slab, ..., c].ravel().astype(exact.dtype))
+        want = exact.reshape(x.shape).astype(dtype)
+        for threads in (1, 3):
+            got = scattered(plan, grad, codes, threads)
+            assert got.tobytes() == want.tobytes(), (window, threads)
+        ran += 1
+    assert ran > 10
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+def test_each_share_of_a_sum_goes_to_all_that_were_seen(
+    isa: str, dtype: str, plane: tuple[tuple[int, ...], int]
+) -> None:
+    """Sums of whole numbers are exact; a mean's differ by the division and the order alone."""
+    poolkit.use_isa(isa)
+    shape, inner = plane
+    rng = np.random.default_rng(0)
+    ran = 0
+    for window in GRADIENTS:
+        for reduction in (Sum(), Mean(), Mean(count_include_pad=False), Mean(divisor=3)):
+            try:
+                plan = plan_for(window, reduction, shape, dtype)
+            except poolkit.PoolValueError:
+                continue  # the window is larger than the plane
+            grad = rng.integers(-9, 10, (2, *plan.output, inner)).astype(dtype)
+            got = spread(plan, grad)
+            if got is None:
+                assert max(span.taps for span in plan.axes) > 4
+                continue
+            shares = grad.astype("float64")
+            if isinstance(reduction, Mean):
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    shares = shares / np.asarray(plan.divisors, dtype="float64")[..., None]
+            want = np.zeros((2, *shape, inner))
+            for o in np.ndindex(plan.output):
+                seen = tuple(
+                    slice(span.begin[i], span.begin[i] + span.count[i] * span.step, span.step)
+                    for span, i in zip(plan.axes, o, strict=True)
+                )
+                if all(span.count[i] for span, i in zip(plan.axes, o, strict=True)):
+                    want[:, *seen] += shares[:, *o][:, *(None,) * len(shape)]
+            if isinstance(reduction, Sum):
+                np.testing.assert_array_equal(got.astype("float64"), want, str(window))
+            else:
+                units = 4 * float(np.finfo(dtype).eps)
+                np.testing.assert_allclose(got.astype("float64"), want, rtol=units, atol=9 * units)
+            again = spread(plan, grad, 3)
+            assert again is not None
+            assert again.tobytes() == got.tobytes(), window
+            ran += 1
+    assert ran > 30
+
+
+@pytest.mark.parametrize("length", [16384, 16385, 40001])
+@pytest.mark.parametrize("window", ["Sliding(3, stride=2, padding=1)", "Sliding(5, stride=1)",
+                                    "Adaptive(7001)", "Sliding(6000, stride=3000)"])  # fmt: skip
+def test_the_gradient_of_a_line_in_pieces(window: str, length: int) -> None:
+    """Outputs that see two pieces give their share to one of them; threads change no bit."""
+    x = np.random.default_rng(0).standard_normal((2, length, 1)).astype("float32").round(1)
+    plan = plan_for(poolkit.windows.as_window(window), Max(), (length,), "float32")
+    out, codes = forward(plan, x, 2, 1, positions=True)
     _, indices = poolkit.pool_with_indices(x[..., 0], window, "max")
-    grad = np.arange(1, out.size + 1).reshape(out.shape).astype(dtype)
-    got = np.full(x.shape, 7, dtype=dtype)
-    plan.native.scatter(grad.ctypes.data, codes.ctypes.data, got.ctypes.data, 3, 1, 1)
-    want = np.zeros((3, 70))
-    for row in range(3):
-        np.add.at(want[row], indices[row], grad[row, :, 0].astype(np.float64))
-    np.testing.assert_array_equal(got[..., 0].astype(np.float64), want)
+    grad = np.random.default_rng(1).standard_normal(out.shape).astype("float32")
+    want = np.zeros((2, length), dtype="float32")
+    for line in range(2):
+        np.add.at(want[line], indices[line], grad[line, :, 0])
+    for threads in (1, 2, 5):
+        np.testing.assert_array_equal(scattered(plan, grad, codes, threads)[..., 0], want)
 
 
 def test_the_comparison_can_fail() -> None:

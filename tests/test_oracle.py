@@ -200,6 +200,8 @@ WALKS = {
     "more bins than positions": ((9,), 1, Adaptive(31)),
     "narrower than a vector": ((3,), 1, Sliding(2, stride=1)),
     "longer than one piece of a line": ((9000,), 1, Sliding(3, stride=2, padding=1)),
+    "a line whose gradient is cut": ((33000,), 1, Sliding(3, stride=2, padding=1)),
+    "a line of bins whose gradient is cut": ((17000,), 1, Adaptive(3001)),
     "a long line with positions, clipped": ((5000,), 1, Sliding(3, stride=1, padding=1)),
     "rows and columns": ((20, 40), 1, Sliding(3, stride=2, padding=1)),
     "rows kept in a ring": ((40, 20), 1, Sliding((9, 3), stride=(1, 2), padding=(4, 1))),

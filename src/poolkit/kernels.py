@@ -110,7 +110,7 @@ class NativeKernel:
     channels in front, and the channels for channels behind.
     """
 
-    __slots__ = ("_plan", "forward", "indices", "position_bytes", "scatter")
+    __slots__ = ("_plan", "forward", "indices", "position_bytes", "scatter", "spread")
 
     def __init__(self, plan: Any) -> None:
         self._plan = plan
@@ -120,6 +120,8 @@ class NativeKernel:
         self.indices = plan.indices
         # scatter(grad_out, positions, grad_in, outer, inner, threads)
         self.scatter = plan.scatter
+        # spread(grad_out, grad_in, outer, inner, threads): False where `Plan.transposed` is faster
+        self.spread = plan.spread
         self.position_bytes: int = plan.position_bytes
 
 

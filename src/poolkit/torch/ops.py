@@ -179,6 +179,13 @@ def _scatter(grad: Tensor, positions: Tensor, window: str, spatial: Sequence[int
 def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -> Tensor:
     ndim = len(spatial)
     plan = plan_of(window, reduction, spatial, grad.dtype)
+    grad, (outer, inner, behind) = as_laid_out(grad, ndim)
+    out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
+    if 0 in plan.output:  # no bins: there is nothing to add up
+        return out.zero_()
+    threads = torch.get_num_threads()
+    if _native(plan).spread(grad.data_ptr(), out.data_ptr(), outer, inner, threads):
+        return out
     wanted = grad.dtype
     if plan.reduction.kernel is not None and plan.reduction.kernel.divides:
         divisors = plan.divisors
@@ -186,12 +193,11 @@ def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -
         grad = grad.float() if grad.dtype.itemsize == 2 else grad
         by = divisors if isinstance(divisors, int) else torch.from_numpy(divisors).to(grad.dtype)
         grad = grad / by
-    grad, (outer, inner, behind) = as_laid_out(grad, ndim)
-    out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
-    if 0 in plan.output:  # no bins: there is nothing to add up
-        return out.zero_().to(wanted)
+        grad, _ = as_laid_out(grad, ndim)
+    if grad.dtype != wanted:
+        out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
     plan.transposed(NAMES[grad.dtype]).forward(
-        grad.data_ptr(), out.data_ptr(), 0, outer, inner, torch.get_num_threads()
+        grad.data_ptr(), out.data_ptr(), 0, outer, inner, threads
     )
     return out.to(wanted)
 
