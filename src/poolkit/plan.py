@@ -14,7 +14,7 @@ import numpy as np
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError
 from .kernels import NativeKernel, native_kernel
-from .reductions import Reduction, Sum
+from .reductions import Activated, Reduction, Sum, inner_of
 from .windows import Spans, Window
 
 __all__ = ["Plan", "plan_for"]
@@ -53,7 +53,10 @@ class Plan:
         kernel = self._transposed_kernels.get(dtype_name)
         if kernel is None:
             dtype = DTYPES[dtype_name]
-            kernel = native_kernel(Sum(), self._transposed_axes, dtype, dtype_name)
+            reduction: Reduction = Sum()
+            if isinstance(self.reduction, Activated):
+                reduction = Activated("sum", self.reduction.activation)
+            kernel = native_kernel(reduction, self._transposed_axes, dtype, dtype_name)
             if kernel is None:
                 raise PoolTypeError(f"there is no gradient in {dtype_name}", "Use a floating dtype")
             self._transposed_kernels[dtype_name] = kernel
@@ -67,12 +70,13 @@ class Plan:
     @cached_property
     def divisors(self) -> np.ndarray | int:
         """What each output of a mean is divided by: one number if they all agree."""
-        divisor = getattr(self.reduction, "divisor", None)
+        reduction = inner_of(self.reduction)
+        divisor = getattr(reduction, "divisor", None)
         if divisor is not None:
             return int(divisor)
         counts = np.ones((), dtype=np.int64)
         for span in self.axes:
-            include = getattr(self.reduction, "count_include_pad", False)
+            include = getattr(reduction, "count_include_pad", False)
             counts = counts[..., None] * (span.padded if include else span.count)
         first = counts.flat[0] if counts.size else 1
         return int(first) if (counts == first).all() else counts
