@@ -144,7 +144,7 @@ struct Hardswish {
     static POOLKIT_INLINE Vec<A> gradient(Vec<A> grad, Vec<A> x, Vec<A>) {
         const Vec<A> three = broadcast<A>(A(3));
         const Vec<A> middle = grad * (x / three + broadcast<A>(A(0.5)));
-        return (x < -three) ? Vec<A>{} : (x > three) ? grad : middle;
+        return (x <= -three) ? Vec<A>{} : (x >= three) ? grad : middle;
     }
 };
 

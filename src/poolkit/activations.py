@@ -282,11 +282,13 @@ class Hardswish(Activation):
     kernel: ClassVar[str] = "hardswish"
 
     def apply(self, xp: Arrays, x: Array) -> Array:
-        return x * xp.at_most(xp.at_least(x + 3.0, 0.0), 6.0) / 6.0
+        share = x + 3.0
+        share = xp.where(share <= 0, xp.fill(x, 0.0), share)  # flat at both kinks, as torch's is
+        return x * xp.where(share >= 6, xp.fill(x, 6.0), share) / 6.0
 
     def derivative(self, xp: Arrays, x: Array) -> Array:
-        middle = xp.where(x > 3, xp.fill(x, 1.0), x / 3.0 + 0.5)
-        return xp.where(x < -3, xp.fill(x, 0.0), middle)
+        middle = xp.where(x >= 3, xp.fill(x, 1.0), x / 3.0 + 0.5)
+        return xp.where(x <= -3, xp.fill(x, 0.0), middle)
 
 
 def activation_of(text: str) -> Activation:

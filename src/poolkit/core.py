@@ -226,6 +226,10 @@ def _pool_numpy(
     x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> np.ndarray:
     x = _checked_numpy(x)
+    if isinstance(reduction, Activated) and not reduction.fused:
+        reduction.result_dtype(dtype_of(x))  # refuses what is not floating
+        with np.errstate(all="ignore"):
+            x, reduction = reduction.function.rounded(arrays_of(x), x), reduction.inner
     results = []
     for plan in _plans(x, window, reduction, axes, channels_last):
         result = beyond_64_bits(x, plan, channels_last)
@@ -367,6 +371,9 @@ def explain(
         axes = _spatial_axes(x, window, ndim, channels_last)
         if not is_torch_tensor(x):
             _check_numpy(x)
+        if isinstance(reduction, Activated) and not reduction.fused:
+            reduction.result_dtype(dtype_of(x))
+            reduction = reduction.inner
         plans = _plans(x, window, reduction, axes, channels_last)
         shape, _, _ = _layout(x, plans[0], channels_last)
         if window.joined:

@@ -16,6 +16,9 @@ from .extremes import Max, Min
 __all__ = ["Activated", "activated", "inner_of"]
 
 
+FUSED = ("pick", "sum", "norm")  # the kernels that can pool activated values
+
+
 @dataclass(frozen=True, repr=False)
 class Activated(Reduction):
     """Reduces ``activation(x)``, in the dtype of x, without ever storing it.
@@ -67,6 +70,11 @@ class Activated(Reduction):
         return self.function.monotone and isinstance(self.inner, (Max, Min))
 
     @property
+    def fused(self) -> bool:
+        """Whether the activation is a part of the pooling; else it is applied first."""
+        return self.behind or self.kernel is not None
+
+    @property
     def ends_gradient(self) -> bool:
         """Whether the position codes of a native kernel have one for "no position": where the
         activation behind a max or min lets no gradient through."""
@@ -79,7 +87,7 @@ class Activated(Reduction):
     @property
     def kernel(self) -> Kernel | None:
         kernel = self.inner.kernel
-        if kernel is None or not self.function.kernel_name:
+        if kernel is None or kernel.kind not in FUSED or not self.function.kernel_name:
             return None
         return Kernel(kernel.name, "activated", kernel.exponent, kernel.divides)
 

@@ -378,6 +378,9 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         exact = beyond_64_bits(x, ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype))
         if exact is not None:
             return _laid_out_like(x, exact, axes)
+    if isinstance(reduction, Activated) and not reduction.fused:
+        x = reduction.function.rounded(arrays_of(x), x)
+        return _pool(x, _known(call.window, reduction.inner, axes))
     if not _runs_native(x):
         if aten is not None and _aten_takes(x, axes) and not _has_kernels(x):
             return aten(x)
