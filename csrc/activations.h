@@ -73,7 +73,7 @@ struct Tanh {
 struct SiLU {
     template <class A>
     static POOLKIT_INLINE Vec<A> value(Vec<A> x, Vec<A>) {
-        const Vec<A> small = exponential(-magnitude<A>(x));
+        const Vec<A> small = decay<A>(x);
         return ((x < Vec<A>{}) ? x * small : x) / (broadcast<A>(A(1)) + small);
     }
     template <class A>

@@ -72,14 +72,6 @@ NB_MODULE(_native, m) {
                  plan.forward_ahead(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
                                     reinterpret_cast<void*>(positions), outer, inner, threads);
              })
-        .def("forward_gradient",
-             [](const poolkit::Plan& plan, uintptr_t grad, uintptr_t x, uintptr_t out,
-                int64_t outer, int64_t inner, int threads) {
-                 nb::gil_scoped_release release;
-                 plan.forward_gradient(reinterpret_cast<const void*>(grad),
-                                       reinterpret_cast<const void*>(x),
-                                       reinterpret_cast<void*>(out), outer, inner, threads);
-             })
         .def("scatter",
              [](const poolkit::Plan& plan, uintptr_t grad, uintptr_t positions, uintptr_t out,
                 int64_t outer, int64_t inner, int threads) {

@@ -387,21 +387,16 @@ void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int
     const Apply apply = activation_.name.empty() ? Apply::nothing
                         : activation_.behind     ? Apply::behind
                                                  : Apply::ahead;
-    run(apply, x, out, positions, nullptr, outer, inner, threads);
+    run(apply, x, out, positions, outer, inner, threads);
 }
 
 void Plan::forward_ahead(const void* x, void* out, void* positions, int64_t outer, int64_t inner,
                          int threads) const {
-    run(Apply::ahead, x, out, positions, nullptr, outer, inner, threads);
+    run(Apply::ahead, x, out, positions, outer, inner, threads);
 }
 
-void Plan::forward_gradient(const void* grad, const void* x, void* out, int64_t outer,
-                            int64_t inner, int threads) const {
-    run(Apply::gradient, grad, out, nullptr, x, outer, inner, threads);
-}
-
-void Plan::run(Apply apply, const void* x, void* out, void* positions, const void* at,
-               int64_t outer, int64_t inner, int threads) const {
+void Plan::run(Apply apply, const void* x, void* out, void* positions, int64_t outer, int64_t inner,
+               int threads) const {
     const Table& from = table();
     const Kernel* kernel = find_kernel(from, reduction_, dtype_, result_);
     if (!kernel || (positions && !kernel->forward_positions))
@@ -446,11 +441,7 @@ void Plan::run(Apply apply, const void* x, void* out, void* positions, const voi
                 const void* source = apply == Apply::ahead ? ahead.activated(x, stripe) : x;
                 pool(simple_, Part{source, out, positions, slabs, inner, task, end, scratch});
                 char* results = static_cast<char*>(out) + stripe.out * element_bytes_;
-                if (apply == Apply::gradient) {
-                    activation->gradient(results,
-                                         static_cast<const char*>(at) + stripe.out * element_bytes_,
-                                         stripe.outputs, activation_.parameter);
-                } else if (apply == Apply::behind) {
+                if (apply == Apply::behind) {
                     if (positions && activation->mark)
                         activation->mark(results,
                                          static_cast<char*>(positions) + stripe.out * code_bytes,

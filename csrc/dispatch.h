@@ -52,10 +52,6 @@ class Plan {
     // With the activation in front: positions are those of the activated values.
     void forward_ahead(const void* x, void* out, void* positions, int64_t outer, int64_t inner,
                        int threads) const;
-    // The pooling alone, and what of its result comes back through the activation at x, which has
-    // the result's shape.
-    void forward_gradient(const void* grad, const void* x, void* out, int64_t outer, int64_t inner,
-                          int threads) const;
     // The gradient of max and min: (grad_out, positions) -> grad_in.
     void scatter(const void* grad, const void* positions, void* out, int64_t outer, int64_t inner,
                  int threads) const;
@@ -71,11 +67,11 @@ class Plan {
         int64_t transposed_step;
     };
 
-    enum class Apply { nothing, ahead, behind, gradient };
+    enum class Apply { nothing, ahead, behind };
 
     int64_t bytes_moved(int64_t outer, int64_t inner) const;
-    void run(Apply apply, const void* x, void* out, void* positions, const void* at, int64_t outer,
-             int64_t inner, int threads) const;
+    void run(Apply apply, const void* x, void* out, void* positions, int64_t outer, int64_t inner,
+             int threads) const;
 
     std::string reduction_, dtype_, result_;
     ActivationSpec activation_;

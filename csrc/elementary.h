@@ -47,44 +47,62 @@ struct ExponentialOf<double> {
 };
 
 // y * 2^n for integers n from -2 * bias to 2 * bias, rounded once where the result is subnormal:
-// half of the exponent first, which leaves a normal number, then the rest. The integer is given as
-// n + 2 * bias, because not every instruction set shifts signed 64-bit lanes.
+// half of the exponent first, which leaves a normal number, then the rest. `rounded` is n with the
+// number added that rounds to integers: its low bits are those of n.
 template <class A>
-POOLKIT_INLINE Vec<A> scaled(Vec<A> y, Vec<Code<A>> n_and_twice_bias) {
+POOLKIT_INLINE Vec<A> scaled(Vec<A> y, Vec<A> n, Vec<A> rounded) {
     using E = ExponentialOf<A>;
-    const Vec<Code<A>> half = n_and_twice_bias >> 1;  // its exponent, and the bias of a float
+#if defined(__AVX512F__)
+    if constexpr (same<A, float>) return (Vec<A>)_mm512_scalef_ps((__m512)y, (__m512)n);
+    if constexpr (same<A, double>) return (Vec<A>)_mm512_scalef_pd((__m512d)y, (__m512d)n);
+#endif
+    // Twice the bias keeps the integer positive: not every instruction set shifts signed lanes.
+    const Vec<Code<A>> integer = (Vec<Code<A>>)rounded - (Vec<Code<A>>)broadcast<A>(E::round) +
+                                 broadcast<Code<A>>(2 * E::bias);
+    const Vec<Code<A>> half = integer >> 1;  // its exponent, and the bias of a float
     const Vec<A> first = (Vec<A>)(half << E::mantissa);
-    return y * first * (Vec<A>)((n_and_twice_bias - half) << E::mantissa);
+    return y * first * (Vec<A>)((integer - half) << E::mantissa);
 }
 
-// e^(x + tail) to 1.1 ULP, subnormal results too; the tail is a correction to x of at most 0.1.
-// Above the range infinity, below it 0; a NaN stays one.
-//
 // x + tail = n log(2) + r with |r| < 0.35, and e^r = 1 + r + r^2 curve(r).
-template <class A>
+template <class A, bool Above, bool Tail>
 POOLKIT_INLINE Vec<A> exponential_of(Vec<A> x, Vec<A> tail) {
     using E = ExponentialOf<A>;
-    x = (x > broadcast<A>(E::most)) ? broadcast<A>(E::most) : x;
+    if constexpr (Above) x = (x > broadcast<A>(E::most)) ? broadcast<A>(E::most) : x;
     x = (x < broadcast<A>(E::least)) ? broadcast<A>(E::least) : x;
     const Vec<A> round = broadcast<A>(E::round);
     const Vec<A> rounded = x * broadcast<A>(E::log2_e) + round;
     const Vec<A> n = rounded - round;
-    const Vec<A> r = (x - n * broadcast<A>(E::ln2_high)) - n * broadcast<A>(E::ln2_low) + tail;
+    Vec<A> r = (x - n * broadcast<A>(E::ln2_high)) - n * broadcast<A>(E::ln2_low);
+    if constexpr (Tail) r = r + tail;
     const Vec<A> y = broadcast<A>(A(1)) + (r + r * r * polynomial<A>(r, E::curve));
-    const Vec<Code<A>> integer = (Vec<Code<A>>)rounded - (Vec<Code<A>>)round;
-    return scaled<A>(y, integer + broadcast<Code<A>>(2 * E::bias));
-}
-POOLKIT_INLINE Vec<float> exponential(Vec<float> x, Vec<float> tail = Vec<float>{}) {
-    return exponential_of<float>(x, tail);
-}
-POOLKIT_INLINE Vec<double> exponential(Vec<double> x, Vec<double> tail = Vec<double>{}) {
-    return exponential_of<double>(x, tail);
+    return scaled<A>(y, n, rounded);
 }
 
+// e^x to 1.1 ULP, subnormal results too. Above the range infinity, below it 0; a NaN stays one.
+POOLKIT_INLINE Vec<float> exponential(Vec<float> x) {
+    return exponential_of<float, true, false>(x, x);
+}
+POOLKIT_INLINE Vec<double> exponential(Vec<double> x) {
+    return exponential_of<double, true, false>(x, x);
+}
+// e^(x + tail), the tail being a correction to x of at most 0.1.
+POOLKIT_INLINE Vec<float> exponential(Vec<float> x, Vec<float> tail) {
+    return exponential_of<float, true, true>(x, tail);
+}
+POOLKIT_INLINE Vec<double> exponential(Vec<double> x, Vec<double> tail) {
+    return exponential_of<double, true, true>(x, tail);
+}
+// e^-|x|, one step less.
 template <class A>
 POOLKIT_INLINE Vec<A> magnitude(Vec<A> x) {
     return (Vec<A>)((Vec<Code<A>>)x & broadcast<Code<A>>(~(Code<A>(1) << (8 * sizeof(A) - 1))));
 }
+template <class A>
+POOLKIT_INLINE Vec<A> decay(Vec<A> x) {
+    return exponential_of<A, false, false>(-magnitude<A>(x), x);
+}
+
 template <class A>
 POOLKIT_INLINE Vec<A> with_sign_of(Vec<A> x, Vec<A> sign) {
     const Vec<Code<A>> top = broadcast<Code<A>>(Code<A>(1) << (8 * sizeof(A) - 1));
@@ -94,7 +112,7 @@ POOLKIT_INLINE Vec<A> with_sign_of(Vec<A> x, Vec<A> sign) {
 // 1 / (1 + e^-x) to 2.5 ULP: a small result is e^x / (1 + e^x), which does not overflow on the way.
 template <class A>
 POOLKIT_INLINE Vec<A> logistic(Vec<A> x) {
-    const Vec<A> one = broadcast<A>(A(1)), small = exponential(-magnitude<A>(x));
+    const Vec<A> one = broadcast<A>(A(1)), small = decay<A>(x);
     return ((x < Vec<A>{}) ? small : one) / (one + small);
 }
 

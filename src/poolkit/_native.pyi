@@ -40,9 +40,6 @@ class Plan:
     def forward_ahead(
         self, x: int, out: int, positions: int, outer: int, inner: int, threads: int, /
     ) -> None: ...
-    def forward_gradient(
-        self, grad: int, x: int, out: int, outer: int, inner: int, threads: int, /
-    ) -> None: ...
     def scatter(
         self, grad: int, positions: int, out: int, outer: int, inner: int, threads: int, /
     ) -> None: ...

@@ -62,7 +62,7 @@ __all__ = [
 
 Size = int | Sequence[int]
 MAX, MIN, SUM, MEAN = Max(), Min(), Sum(), Mean()
-RELU_MAX = Activated("Max()", "ReLU()")
+RELU_MAX, SIGMOID_MEAN = Activated("Max()", "ReLU()"), Activated("Mean()", "Sigmoid()")
 GLOBAL = Global()
 
 _windows: dict[tuple[Any, ...], Window] = {}
@@ -532,9 +532,10 @@ def _sigmoid_mean(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Array:
-    window = _sliding(input, MEAN, ndim, kernel_size, stride, padding, 1, ceil_mode)
+    window = _sliding(input, SIGMOID_MEAN, ndim, kernel_size, stride, padding, 1, ceil_mode)
     mean = _mean(input, window, count_include_pad, divisor)
-    return _run(ndim, input, window, activated(mean, "Sigmoid()"))
+    reduction = SIGMOID_MEAN if mean is MEAN else activated(mean, "Sigmoid()")
+    return _run(ndim, input, window, reduction)
 
 
 def _mean(input: Array, window: Window, count_include_pad: bool, divisor: int | None) -> Reduction:

@@ -114,7 +114,6 @@ class NativeKernel:
         "_plan",
         "forward",
         "forward_ahead",
-        "forward_gradient",
         "indices",
         "position_bytes",
         "scatter",
@@ -126,9 +125,6 @@ class NativeKernel:
         self.forward = plan.forward
         # forward_ahead(the same): an activation in front of a max or min, not behind it
         self.forward_ahead = plan.forward_ahead
-        # forward_gradient(grad, x, out, outer, inner, threads): the pooling without its
-        # activation, and what of the result comes back through the activation at x
-        self.forward_gradient = plan.forward_gradient
         # indices(positions, out, outer, inner, threads): flat spatial positions, int64
         self.indices = plan.indices
         # scatter(grad_out, positions, grad_in, outer, inner, threads)

@@ -14,7 +14,7 @@ import numpy as np
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError
 from .kernels import NativeKernel, native_kernel
-from .reductions import Activated, Reduction, Sum, inner_of
+from .reductions import Reduction, Sum, inner_of
 from .windows import Spans, Window
 
 __all__ = ["Plan", "plan_for"]
@@ -53,10 +53,7 @@ class Plan:
         kernel = self._transposed_kernels.get(dtype_name)
         if kernel is None:
             dtype = DTYPES[dtype_name]
-            reduction: Reduction = Sum()
-            if isinstance(self.reduction, Activated):
-                reduction = Activated("sum", self.reduction.activation)
-            kernel = native_kernel(reduction, self._transposed_axes, dtype, dtype_name)
+            kernel = native_kernel(Sum(), self._transposed_axes, dtype, dtype_name)
             if kernel is None:
                 raise PoolTypeError(f"there is no gradient in {dtype_name}", "Use a floating dtype")
             self._transposed_kernels[dtype_name] = kernel

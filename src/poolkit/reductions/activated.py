@@ -134,8 +134,7 @@ def activated(reduction: Reduction, activation: Activation | str | None) -> Redu
     """The reduction of activated values, made once; the reduction itself without an activation."""
     if activation is None:
         return reduction
-    function = as_activation(activation)
-    key = (repr(reduction), repr(function))
+    key = (repr(reduction), repr(as_activation(activation)))
     if is_traced():  # a compiler would guard on the contents of the dictionary
         return Activated(*key)
     made = _made.get(key)
