@@ -20,6 +20,14 @@ NB_MODULE(_native, m) {
     m.def("available_isas", &poolkit::available_isas);
     m.def("use_isa", &poolkit::use_isa, "name"_a);
     m.def("has_kernel", &poolkit::has_kernel, "reduction"_a, "dtype"_a, "result"_a);
+    m.def("has_activation", &poolkit::has_activation, "name"_a, "dtype"_a);
+    m.def("activation_gradient",
+          [](const std::string& name, const std::string& dtype, double parameter, uintptr_t grad,
+             uintptr_t x, int64_t n, int threads) {
+              nb::gil_scoped_release release;
+              poolkit::activation_gradient(name, dtype, parameter, reinterpret_cast<void*>(grad),
+                                           reinterpret_cast<const void*>(x), n, threads);
+          });
 
     nb::class_<poolkit::Plan>(m, "Plan")
         .def(
@@ -27,7 +35,8 @@ NB_MODULE(_native, m) {
             [](poolkit::Plan* self, const std::string& reduction, const std::string& dtype,
                const std::string& result, double exponent, const std::vector<int64_t>& sizes,
                const std::vector<Integers>& begins, const std::vector<Integers>& counts,
-               const std::vector<int64_t>& steps, const std::vector<Integers>& divisors) {
+               const std::vector<int64_t>& steps, const std::vector<Integers>& divisors,
+               const std::string& activation, double parameter, bool behind) {
                 std::vector<poolkit::AxisSpec> axes;
                 for (size_t a = 0; a < sizes.size(); ++a) {
                     poolkit::AxisSpec spec;
@@ -42,10 +51,11 @@ NB_MODULE(_native, m) {
                     }
                     axes.push_back(std::move(spec));
                 }
-                new (self) poolkit::Plan(reduction, dtype, result, exponent, std::move(axes));
+                new (self) poolkit::Plan(reduction, dtype, result, exponent, std::move(axes),
+                                         {activation, parameter, behind});
             },
             "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "sizes"_a, "begins"_a, "counts"_a,
-            "steps"_a, "divisors"_a)
+            "steps"_a, "divisors"_a, "activation"_a, "parameter"_a, "behind"_a)
         .def_prop_ro("position_bytes", &poolkit::Plan::position_bytes)
         // Addresses of contiguous arrays; the caller keeps them alive and has checked their sizes.
         .def("forward",
@@ -54,6 +64,13 @@ NB_MODULE(_native, m) {
                  nb::gil_scoped_release release;
                  plan.forward(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
                               reinterpret_cast<void*>(positions), outer, inner, threads);
+             })
+        .def("forward_ahead",
+             [](const poolkit::Plan& plan, uintptr_t x, uintptr_t out, uintptr_t positions,
+                int64_t outer, int64_t inner, int threads) {
+                 nb::gil_scoped_release release;
+                 plan.forward_ahead(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
+                                    reinterpret_cast<void*>(positions), outer, inner, threads);
              })
         .def("scatter",
              [](const poolkit::Plan& plan, uintptr_t grad, uintptr_t positions, uintptr_t out,

@@ -69,12 +69,88 @@ const Kernel* find_kernel(const Table& from, const std::string& reduction, const
     return nullptr;
 }
 
+const Activation* find_activation(const Table& from, const std::string& name,
+                                  const std::string& dtype) {
+    for (int i = 0; i < from.activation_count; ++i) {
+        const Activation& activation = from.activations[i];
+        if (activation.name && name == activation.name && dtype == activation.dtype)
+            return &activation;
+    }
+    return nullptr;
+}
+
 int64_t size_of(const std::string& dtype) {
     if (dtype.find("64") != std::string::npos) return 8;
     if (dtype.find("32") != std::string::npos) return 4;
     if (dtype.find("16") != std::string::npos) return 2;
     return 1;
 }
+
+// Elements of one piece of an elementwise pass.
+constexpr int64_t kPiece = 4096;
+
+// Inputs activated at a time: they are read again at once, from the first level of the cache.
+constexpr int64_t kAheadBytes = 32 * 1024;
+// Inputs pooled before their outputs are activated, which are then still in the second level.
+constexpr int64_t kBehindBytes = 256 * 1024;
+
+// The activated inputs of one stripe after the other, in scratch memory of this thread.
+class ActivatedStripe {
+  public:
+    ActivatedStripe(const Activation& activation, double parameter, int64_t element_bytes)
+        : activation_(activation), parameter_(parameter), size_(element_bytes) {}
+    ~ActivatedStripe() { memory_.let_go(); }
+    ActivatedStripe(const ActivatedStripe&) = delete;
+    ActivatedStripe& operator=(const ActivatedStripe&) = delete;
+
+    // The address that stands for x while a kernel reads the inputs of this stripe.
+    const void* activated(const void* x, const Stripe& stripe) {
+        const int64_t span = (stripe.rows - 1) * stripe.pitch + stripe.columns;
+        const int64_t bytes = span * size_ + 2 * kSlack;
+        if (bytes > room_) {
+            room_ = 0;
+            begin_ = end_ = 0;
+            block_ = static_cast<char*>(memory_.get(bytes));
+            room_ = bytes;
+        }
+        char* to = block_ + kSlack;
+        const char* from = static_cast<const char*>(x) + stripe.in * size_;
+        if (stripe.rows == 1) {
+            // What the last stripe saw too is moved, which costs less than activating it again.
+            int64_t kept = 0;
+            if (stripe.in >= begin_ && stripe.in < end_) {
+                kept = std::min(end_ - stripe.in, stripe.columns);
+                std::memmove(to, to + (stripe.in - begin_) * size_, kept * size_);
+            }
+            activation_.activate(from + kept * size_, to + kept * size_, stripe.columns - kept,
+                                 parameter_);
+            begin_ = stripe.in;
+            end_ = stripe.in + stripe.columns;
+        } else {
+            begin_ = end_ = 0;
+            for (int64_t row = 0; row < stripe.rows; ++row)
+                activation_.activate(from + row * stripe.pitch * size_,
+                                     to + row * stripe.pitch * size_, stripe.columns, parameter_);
+        }
+        // Vectors read beyond what they use, but what they read has a value.
+        std::memset(to + span * size_, 0, kSlack);
+        const uintptr_t start = reinterpret_cast<uintptr_t>(to) - stripe.in * size_;
+        return reinterpret_cast<const void*>(start);
+    }
+
+  private:
+    static constexpr int64_t kSlack = 512;
+    static thread_local Scratch memory_;
+
+    const Activation& activation_;
+    double parameter_;
+    int64_t size_;
+    int64_t begin_ = 0, end_ = 0;  // the inputs in the block, where they are one run
+    char* block_ = nullptr;
+    int64_t room_ = 0;
+};
+
+thread_local Scratch ActivatedStripe::memory_;
 
 // Finds stride and offset if the spans are those of a sliding window clipped to the input.
 void recognise(Axis& axis) {
@@ -139,6 +215,22 @@ bool use_isa(const std::string& name) {
 
 bool has_kernel(const std::string& reduction, const std::string& dtype, const std::string& result) {
     return find_kernel(table(), reduction, dtype, result) != nullptr;
+}
+
+bool has_activation(const std::string& name, const std::string& dtype) {
+    return find_activation(table(), name, dtype) != nullptr;
+}
+
+void activation_gradient(const std::string& name, const std::string& dtype, double parameter,
+                         void* grad, const void* x, int64_t n, int threads) {
+    const Activation* activation = find_activation(table(), name, dtype);
+    if (!activation) throw std::invalid_argument("no such activation");
+    const int64_t bytes = size_of(dtype), pieces = (n + kPiece - 1) / kPiece;
+    parallel_for(pieces, threads, 3 * n * bytes, 0, [&](int64_t first, int64_t last, void*) {
+        const int64_t from = first * kPiece, to = std::min(last * kPiece, n);
+        activation->gradient(static_cast<char*>(grad) + from * bytes,
+                             static_cast<const char*>(x) + from * bytes, to - from, parameter);
+    });
 }
 
 namespace {
@@ -223,8 +315,11 @@ bool changes_nothing(const AxisSpec& spec) {
 }  // namespace
 
 Plan::Plan(std::string reduction, std::string dtype, std::string result, double exponent,
-           std::vector<AxisSpec> axes)
-    : reduction_(std::move(reduction)), dtype_(std::move(dtype)), result_(std::move(result)) {
+           std::vector<AxisSpec> axes, ActivationSpec activation)
+    : reduction_(std::move(reduction)),
+      dtype_(std::move(dtype)),
+      result_(std::move(result)),
+      activation_(std::move(activation)) {
     if (axes.empty() || axes.size() > static_cast<size_t>(kMaxAxes))
         throw std::invalid_argument("a plan has 1 to 3 axes");
     element_bytes_ = size_of(dtype_);
@@ -268,6 +363,11 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         simplified_.erase(simplified_.begin() + a + 1);
     }
     simple_ = view_of(simplified_, exponent);
+    dead_code_ = geometry_.positions;
+    if (activation_.name.empty()) return;
+    const Activation* applied = find_activation(table(), activation_.name, dtype_);
+    if (!applied) throw std::invalid_argument("no such activation");
+    if (activation_.behind && applied->mark) ++geometry_.positions, ++simple_.positions;
 }
 
 int Plan::position_bytes() const {
@@ -285,11 +385,28 @@ int64_t Plan::bytes_moved(int64_t outer, int64_t inner) const {
 
 void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int64_t inner,
                    int threads) const {
-    const Kernel* kernel = find_kernel(table(), reduction_, dtype_, result_);
+    const Apply apply = activation_.name.empty() ? Apply::nothing
+                        : activation_.behind     ? Apply::behind
+                                                 : Apply::ahead;
+    run(apply, x, out, positions, outer, inner, threads);
+}
+
+void Plan::forward_ahead(const void* x, void* out, void* positions, int64_t outer, int64_t inner,
+                         int threads) const {
+    run(Apply::ahead, x, out, positions, outer, inner, threads);
+}
+
+void Plan::run(Apply apply, const void* x, void* out, void* positions, int64_t outer, int64_t inner,
+               int threads) const {
+    const Table& from = table();
+    const Kernel* kernel = find_kernel(from, reduction_, dtype_, result_);
     if (!kernel || (positions && !kernel->forward_positions))
         throw std::invalid_argument("no such kernel");
     if (positions && geometry_.positions > kMaxPositions)
         throw std::invalid_argument("a window of more than 2^32 positions has no position codes");
+    const Activation* activation = nullptr;
+    if (apply != Apply::nothing) activation = find_activation(from, activation_.name, dtype_);
+    if (apply != Apply::nothing && !activation) throw std::invalid_argument("no such activation");
     const int64_t slabs = outer * outer_scale_, bytes = bytes_moved(outer, inner);
     int64_t outputs = outer * inner;
     for (const OwnedAxis& axis : owned_) outputs *= static_cast<int64_t>(axis.spec.begin.size());
@@ -297,12 +414,45 @@ void Plan::forward(const void* x, void* out, void* positions, int64_t outer, int
     if (outputs == 0) return;
     ask_for_huge_pages(out, outputs * size_of(result_));
     if (positions) ask_for_huge_pages(positions, outputs * position_bytes());
-    const auto run = positions ? kernel->forward_positions : kernel->forward;
-    parallel_for(kernel->count_tasks(simple_, slabs, inner), threads, bytes,
-                 kernel->scratch_bytes(simple_, inner, positions != nullptr),
-                 [&](int64_t first, int64_t last, void* scratch) {
-                     run(simple_, Part{x, out, positions, slabs, inner, first, last, scratch});
-                 });
+    const auto pool = positions ? kernel->forward_positions : kernel->forward;
+    const int64_t tasks = kernel->count_tasks(simple_, slabs, inner);
+    const int64_t scratch_bytes = kernel->scratch_bytes(simple_, inner, positions != nullptr);
+    if (!activation) {
+        parallel_for(tasks, threads, bytes, scratch_bytes,
+                     [&](int64_t first, int64_t last, void* scratch) {
+                         pool(simple_, Part{x, out, positions, slabs, inner, first, last, scratch});
+                     });
+        return;
+    }
+
+    // Tasks of one stripe: whole slabs, or the vectors of a walk over spans, where they fit.
+    int64_t plane = slabs * inner * element_bytes_;
+    for (int a = 0; a < simple_.axes; ++a) plane *= simple_.axis[a].size;
+    const int64_t target = apply == Apply::ahead ? kAheadBytes : kBehindBytes;
+    const int64_t count = std::max<int64_t>(target * tasks / std::max<int64_t>(plane, 1), 1);
+    const int64_t per_slab = std::max<int64_t>(kernel->count_tasks(simple_, 1, inner), 1);
+    const int64_t group = per_slab == 1 ? 16 : per_slab;
+    const int code_bytes = position_bytes();
+    parallel_for(
+        tasks, threads, bytes, scratch_bytes, [&](int64_t first, int64_t last, void* scratch) {
+            ActivatedStripe ahead(*activation, activation_.parameter, element_bytes_);
+            for (int64_t task = first, end; task < last; task = end) {
+                end = task + count;
+                if (count >= group) end -= end % group;
+                end = std::min(end, last);
+                const Stripe stripe = from.stripe_of(simple_, inner, task, end);
+                const void* source = apply == Apply::ahead ? ahead.activated(x, stripe) : x;
+                pool(simple_, Part{source, out, positions, slabs, inner, task, end, scratch});
+                char* results = static_cast<char*>(out) + stripe.out * element_bytes_;
+                if (apply == Apply::behind) {
+                    if (positions && activation->mark)
+                        activation->mark(results,
+                                         static_cast<char*>(positions) + stripe.out * code_bytes,
+                                         stripe.outputs, dead_code_, code_bytes);
+                    activation->activate(results, results, stripe.outputs, activation_.parameter);
+                }
+            }
+        });
 }
 
 void Plan::transpose_once() const {
@@ -361,7 +511,8 @@ void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t i
     if (outer * inner * results == 0) return;
     ask_for_huge_pages(out, outer * inner * results * 8);
     const int bytes = position_bytes();
-    const auto offset_of = [&g](int64_t code) {
+    const auto offset_of = [&](int64_t code) {
+        if (code >= dead_code_) return kNowhere;
         int64_t scale = 1, flat = 0;
         for (int a = g.axes - 1; a >= 0; --a) {
             flat += code % g.axis[a].taps * g.axis[a].step * scale;
@@ -371,7 +522,7 @@ void Plan::indices(const void* positions, int64_t* out, int64_t outer, int64_t i
         return flat;
     };
     // Codes are mostly few: what each adds to the window's first position is looked up.
-    std::vector<int64_t> offset(g.positions <= 65536 ? g.positions : 0);
+    std::vector<int64_t> offset(dead_code_ <= 65536 ? dead_code_ + 1 : 0);
     for (size_t code = 0; code < offset.size(); ++code)
         offset[code] = offset_of(static_cast<int64_t>(code));
     const int64_t columns = g.axis[g.axes - 1].outputs, rows = results / columns;

@@ -41,7 +41,7 @@ struct Geometry {
     int axes;
     Axis axis[kMaxAxes];
     double exponent;    // of a norm
-    int64_t positions;  // the product of the taps: how many position codes there are
+    int64_t positions;  // how many position codes there are: the product of the taps, or one more
 };
 
 // One call's part for one thread: tasks [first, last) of count_tasks().
@@ -72,6 +72,25 @@ struct Gradient {
     void (*run)(const Geometry&, const Part&);
 };
 
+// An activation: elementwise, on `n` elements of one dtype.
+struct Activation {
+    const char* name;
+    const char* dtype;
+    void (*activate)(const void* x, void* out, int64_t n, double parameter);
+    // grad becomes what comes back through the activation at x.
+    void (*gradient)(void* grad, const void* x, int64_t n, double parameter);
+    // Where a value is 0 or below, its position code (of 1, 2 or 4 bytes) becomes `code`; null for
+    // activations whose gradient does not end there.
+    void (*mark)(const void* values, void* codes, int64_t n, int64_t code, int bytes);
+};
+
+// What some neighbouring tasks read and write, in elements: `rows` runs of `columns` inputs,
+// `pitch` apart, and one run of outputs.
+struct Stripe {
+    int64_t in, rows, columns, pitch;
+    int64_t out, outputs;
+};
+
 struct Table {
     const char* isa;
     const Kernel* kernels;
@@ -79,6 +98,9 @@ struct Table {
     const Gradient* scatters;  // of max and min
     const Gradient* spreads;   // of sums and means
     int gradient_count;        // of each
+    const Activation* activations;
+    int activation_count;
+    Stripe (*stripe_of)(const Geometry&, int64_t inner, int64_t first, int64_t last);
 };
 
 }  // namespace poolkit

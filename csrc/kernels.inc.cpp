@@ -15,10 +15,12 @@
 // Results have the same bits on every instruction set: lanes of a vector are separate outputs,
 // and where one output is summed by several lanes, their number is that of 64 bytes everywhere.
 
+#include "activations.h"
 #include "pooling.h"
 #include "registry.def"
 #include "scatter.h"
 #include "spread.h"
+#include "stripes.h"
 
 namespace {
 
@@ -53,6 +55,15 @@ constexpr poolkit::Gradient spread_row(const char* dtype) {
         return {};
 }
 
+template <class Act, class S>
+constexpr poolkit::Activation activation(const char* name, const char* dtype) {
+    if constexpr (is_float<S>)
+        return {name, dtype, activate_line<Act, S>, gradient_line<Act, S>,
+                same<Act, ReLU> ? mark_line<S> : nullptr};
+    else
+        return {};
+}
+
 // Integers add up to int64, or, divided by the positions of the window, to a float32 mean.
 template <class S>
 constexpr bool is_integer = !is_float<S>;
@@ -71,10 +82,14 @@ using IntegerMean = typename Choose<same<R, Sum> && is_integer<S>, Sum, SumAbs>:
 #define POOLKIT_SCATTER(UNUSED, DTYPE, S) scatter_row<S>(#DTYPE),
 #define POOLKIT_SPREAD(UNUSED, DTYPE, S) spread_row<S>(#DTYPE),
 
+#define POOLKIT_ACTIVATION(NAME, ACT, DTYPE, S) activation<ACT, S>(#NAME, #DTYPE),
+#define POOLKIT_ACTIVATION_ROWS(NAME, ACT) POOLKIT_DTYPES(POOLKIT_ACTIVATION, NAME, ACT)
+
 // Rows without a name are combinations that do not exist.
 constexpr poolkit::Kernel kKernels[] = {POOLKIT_REDUCTIONS(POOLKIT_ROWS)};
 constexpr poolkit::Gradient kScatters[] = {POOLKIT_DTYPES(POOLKIT_SCATTER, )};
 constexpr poolkit::Gradient kSpreads[] = {POOLKIT_DTYPES(POOLKIT_SPREAD, )};
+constexpr poolkit::Activation kActivations[] = {POOLKIT_ACTIVATIONS(POOLKIT_ACTIVATION_ROWS)};
 
 #define POOLKIT_STRING(x) #x
 #define POOLKIT_NAME(x) POOLKIT_STRING(x)
@@ -90,4 +105,7 @@ extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA) = {
     sizeof kKernels / sizeof kKernels[0],
     kScatters,
     kSpreads,
-    sizeof kScatters / sizeof kScatters[0]};
+    sizeof kScatters / sizeof kScatters[0],
+    kActivations,
+    sizeof kActivations / sizeof kActivations[0],
+    stripe_of};

@@ -264,6 +264,11 @@ def test_opcheck(batch: int, dtype: torch.dtype, form: torch.memory_format) -> N
         (OPS.scatter.default, (values, codes, window, spatial)),
         (OPS.spread.default, (values, window, "Mean()", spatial)),
         (OPS.indices.default, (codes, window, spatial)),
+        (OPS.pool.default, (x, window, "Activated('Mean()', 'GELU()')", 2)),
+        (OPS.pool_positions.default, (x, window, "Activated('Max()', 'SiLU()')", 2)),
+        (OPS.pool_behind.default, (x, window, "Activated('Max()', 'ReLU()')", 2)),
+        (OPS.spread_activated.default, (values, x, window, "Mean()", "Sigmoid()", 2)),
+        (OPS.activation_backward.default, (x, x, "Tanh()")),
         (OPS.pool_backward.default, (values, x, window, "Soft()", 2)),
         (OPS.locate.default, (x, window, "Max()", 2)),
     ]
@@ -277,6 +282,9 @@ def test_opcheck(batch: int, dtype: torch.dtype, form: torch.memory_format) -> N
             "scatter",
             "spread",
             "indices",
+            "pool_behind",
+            "spread_activated",
+            "activation_backward",
             "pool_backward",
             "locate",
         )

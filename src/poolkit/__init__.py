@@ -9,12 +9,24 @@ Pooling is a window (which positions are seen) times a reduction (how they becom
 
 from typing import TYPE_CHECKING, Any
 
+from .activations import (
+    GELU,
+    Activation,
+    Exp,
+    Hardswish,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
 from .core import explain, pool, pool_with_indices
 from .errors import MissingExtraError, PoolError, PoolTypeError, PoolValueError
 from .functional import *  # noqa: F403
 from .functional import __all__ as _named
 from .kernels import info, num_threads, set_num_threads, use_isa
 from .reductions import (
+    Activated,
     GeM,
     LogSumExp,
     Lp,
@@ -38,9 +50,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "GELU",
+    "Activated",
+    "Activation",
     "Adaptive",
+    "Exp",
     "GeM",
     "Global",
+    "Hardswish",
+    "LeakyReLU",
     "LogSumExp",
     "Lp",
     "Max",
@@ -53,12 +71,16 @@ __all__ = [
     "PoolValueError",
     "Pyramid",
     "Quantile",
+    "ReLU",
     "ReceptiveField",
     "Reduction",
+    "SiLU",
+    "Sigmoid",
     "Sliding",
     "Soft",
     "Std",
     "Sum",
+    "Tanh",
     "TopK",
     "Window",
     "explain",

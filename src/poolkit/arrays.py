@@ -6,6 +6,7 @@ result on any device and, through autograd, the gradient.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from .errors import is_torch_tensor
 __all__ = ["Array", "Arrays", "arrays_of"]
 
 Array = Any  # a numpy.ndarray or a torch.Tensor
+_ERF = np.frompyfunc(math.erf, 1, 1)
 
 
 class Arrays(Protocol):
@@ -30,6 +32,9 @@ class Arrays(Protocol):
     def isnan(self, x: Array) -> Array: ...
     def exp(self, x: Array) -> Array: ...
     def log(self, x: Array) -> Array: ...
+    def sigmoid(self, x: Array) -> Array: ...
+    def tanh(self, x: Array) -> Array: ...
+    def erf(self, x: Array) -> Array: ...
     def abs(self, x: Array) -> Array: ...
     def sqrt(self, x: Array) -> Array: ...
     def power(self, x: Array, p: float) -> Array: ...
@@ -79,6 +84,17 @@ class NumpyArrays:
 
     def log(self, x: Array) -> Array:
         return np.log(x)
+
+    def sigmoid(self, x: Array) -> Array:
+        small = np.exp(-np.abs(x))
+        return np.where(x < 0, small, np.asarray(1, dtype=x.dtype)) / (1 + small)
+
+    def tanh(self, x: Array) -> Array:
+        return np.tanh(x)
+
+    def erf(self, x: Array) -> Array:
+        # NumPy has none, and this is the slow path: one call of the C library for each element.
+        return np.asarray(_ERF(x), dtype=np.float64).astype(x.dtype)
 
     def abs(self, x: Array) -> Array:
         return np.abs(x)
@@ -168,6 +184,15 @@ class TorchArrays:
 
     def log(self, x: Array) -> Array:
         return x.log()
+
+    def sigmoid(self, x: Array) -> Array:
+        return x.sigmoid()
+
+    def tanh(self, x: Array) -> Array:
+        return x.tanh()
+
+    def erf(self, x: Array) -> Array:
+        return x.erf()
 
     def abs(self, x: Array) -> Array:
         return x.abs()

@@ -15,7 +15,7 @@ import numpy as np
 
 from .arrays import Array, Arrays, arrays_of
 from .dtypes import DType, dtype_of
-from .reductions import Max, Reduction, Seen
+from .reductions import Activated, Max, Reduction, Seen
 from .windows import Spans
 
 __all__ = ["composite", "composite_indices"]
@@ -40,7 +40,7 @@ def _composite(
     channels_last: bool,
 ) -> Array:
     working = reduction.working_dtype(dtype)
-    x = xp.cast(x, working)
+    x = xp.cast(reduction.prepare(xp, x), working)
     trailing = int(channels_last)
     inside = _outer_product([span.count for span in axes], trailing)
     if reduction.whole_span:
@@ -122,6 +122,9 @@ def composite_indices(
     """Flat spatial position (int64) of the extreme of each window: the first of equal values, and
     the last NaN if there is one, as torch has it."""
     xp = arrays_of(x)
+    if isinstance(reduction, Activated):  # positions are those of the activated values
+        with np.errstate(all="ignore"):
+            x, reduction = reduction.function.rounded(xp, xp.constant(x)), reduction.inner
     working = reduction.working_dtype(dtype_of(x))
     trailing = int(channels_last)
     values, seen = _gather(xp, xp.cast(xp.constant(x), working), axes, trailing)

@@ -9,12 +9,22 @@ from typing import Any
 import numpy as np
 
 from . import kernels
+from .activations import Activation
 from .arrays import Array, arrays_of
 from .composite import composite, composite_indices
 from .dtypes import dtype_of
 from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor
 from .plan import Plan, plan_for
-from .reductions import Max, Min, Reduction, Sum, as_reduction
+from .reductions import (
+    Activated,
+    Max,
+    Min,
+    Reduction,
+    Sum,
+    activated,
+    as_reduction,
+    inner_of,
+)
 from .windows import Window, as_window
 
 __all__ = [
@@ -36,6 +46,7 @@ def pool(
     *,
     ndim: int | None = None,
     channels_last: bool = False,
+    activation: Activation | str | None = None,
 ) -> Array:
     """Any window with any reduction.
 
@@ -50,6 +61,9 @@ def pool(
             is all axes but two, a batch and channels being in front, and at least one.
         channels_last: whether the channels are the last axis, behind the spatial ones, as in
             (N, H, W, C); the result has them there too.
+        activation: applied to x as it is read: an `Activation`, its name, or its recipe. The
+            result is that of ``pool(activation(x), ...)``, half types being rounded between the
+            two, and the activated values are never stored.
 
     Returns:
         An array of the same kind, ``(..., *window.output_shape(spatial))``. The dtype is the
@@ -71,6 +85,7 @@ def pool(
     try:
         runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
+        reduction = activated(reduction, activation)
         spatial_axes = _spatial_axes(x, window, ndim, channels_last)
         return runner.pool(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
@@ -84,6 +99,7 @@ def pool_with_indices(
     *,
     ndim: int | None = None,
     channels_last: bool = False,
+    activation: Activation | str | None = None,
 ) -> tuple[Array, Array]:
     """`pool` by max or min, and where each value was found.
 
@@ -104,7 +120,8 @@ def pool_with_indices(
     try:
         runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
-        if not isinstance(reduction, (Max, Min)):
+        reduction = activated(reduction, activation)
+        if not isinstance(inner_of(reduction), (Max, Min)):
             raise PoolTypeError("only Max and Min have positions", "Use pool() instead")
         if window.joined:
             raise PoolTypeError("the grids of a pyramid have no common positions", "Use one grid")
@@ -209,6 +226,10 @@ def _pool_numpy(
     x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> np.ndarray:
     x = _checked_numpy(x)
+    if isinstance(reduction, Activated) and not reduction.fused:
+        reduction.result_dtype(dtype_of(x))  # refuses what is not floating
+        with np.errstate(all="ignore"):
+            x, reduction = reduction.function.rounded(arrays_of(x), x), reduction.inner
     results = []
     for plan in _plans(x, window, reduction, axes, channels_last):
         result = beyond_64_bits(x, plan, channels_last)
@@ -284,9 +305,8 @@ def _pool_with_indices_numpy(
     out = np.empty(shape, dtype=plan.result)
     positions = np.empty(shape, dtype=f"uint{8 * plan.native.position_bytes}")
     indices = np.empty(shape, dtype=np.int64)
-    plan.native.forward(
-        x.ctypes.data, out.ctypes.data, positions.ctypes.data, outer, inner, threads
-    )
+    run = plan.native.forward_ahead if isinstance(reduction, Activated) else plan.native.forward
+    run(x.ctypes.data, out.ctypes.data, positions.ctypes.data, outer, inner, threads)
     plan.native.indices(positions.ctypes.data, indices.ctypes.data, outer, inner, threads)
     return out, indices
 
@@ -336,6 +356,7 @@ def explain(
     *,
     ndim: int | None = None,
     channels_last: bool = False,
+    activation: Activation | str | None = None,
 ) -> Explanation:
     """Which path `pool` would take for these arguments, and why. Nothing is computed.
 
@@ -346,9 +367,13 @@ def explain(
     """
     try:
         window, reduction = as_window(window), as_reduction(reduction)
+        reduction = activated(reduction, activation)
         axes = _spatial_axes(x, window, ndim, channels_last)
         if not is_torch_tensor(x):
             _check_numpy(x)
+        if isinstance(reduction, Activated) and not reduction.fused:
+            reduction.result_dtype(dtype_of(x))
+            reduction = reduction.inner
         plans = _plans(x, window, reduction, axes, channels_last)
         shape, _, _ = _layout(x, plans[0], channels_last)
         if window.joined:
@@ -381,6 +406,10 @@ def explain(
 
 
 def _position_bytes(plan: Plan, path: str) -> int:
-    if not isinstance(plan.reduction, (Max, Min)) or plan.native is None or path == "composite":
+    if (
+        not isinstance(inner_of(plan.reduction), (Max, Min))
+        or plan.native is None
+        or path == "composite"
+    ):
         return 0
     return 8 if path == "aten" else plan.native.position_bytes

@@ -16,7 +16,7 @@ from . import fractional, unpool
 from .arrays import Array
 from .core import check_array, runner_of
 from .errors import PoolError, PoolValueError, is_torch_tensor, is_traced
-from .reductions import Lp, Max, Mean, Min, Reduction, Sum
+from .reductions import Activated, Lp, Max, Mean, Min, Reduction, Sum, activated
 from .windows import Adaptive, Global, Sliding, Window
 
 __all__ = [
@@ -49,6 +49,12 @@ __all__ = [
     "min_pool1d",
     "min_pool2d",
     "min_pool3d",
+    "relu_max_pool1d",
+    "relu_max_pool2d",
+    "relu_max_pool3d",
+    "sigmoid_avg_pool1d",
+    "sigmoid_avg_pool2d",
+    "sigmoid_avg_pool3d",
     "sum_pool1d",
     "sum_pool2d",
     "sum_pool3d",
@@ -56,6 +62,7 @@ __all__ = [
 
 Size = int | Sequence[int]
 MAX, MIN, SUM, MEAN = Max(), Min(), Sum(), Mean()
+RELU_MAX, SIGMOID_MEAN = Activated("Max()", "ReLU()"), Activated("Mean()", "Sigmoid()")
 GLOBAL = Global()
 
 _windows: dict[tuple[Any, ...], Window] = {}
@@ -311,6 +318,80 @@ def min_pool3d(
     return _run(3, input, window, MIN, return_indices)
 
 
+def relu_max_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """``max_pool2d(relu(input), ...)`` in one pass: ReLU of the largest value of each window.
+
+    To train through it, one byte is saved for each output (two for windows of more than 255
+    positions, four for more than 65535), and neither the activation nor a mask of it.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), of a floating dtype.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+        return_indices: whether to return the flat position of each value too (int64). Where
+            nothing in a window is above 0, that is its first position.
+
+    Returns:
+        The values in the input's dtype, or (values, indices).
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> x = np.array([[[-1.0, 2.0, -3.0, -4.0]]])
+    >>> poolkit.relu_max_pool2d(x, (1, 2))
+    array([[[2., 0.]]])
+    """
+    return _relu_max(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def relu_max_pool1d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`relu_max_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _relu_max(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def relu_max_pool3d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`relu_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _relu_max(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def _relu_max(
+    ndim: int,
+    input: Array,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    window = _sliding(input, RELU_MAX, ndim, kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(ndim, input, window, RELU_MAX, return_indices)
+
+
 def avg_pool2d(
     input: Array,
     kernel_size: Size,
@@ -377,6 +458,84 @@ def avg_pool3d(
     """`avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
     window = _sliding(input, MEAN, 3, kernel_size, stride, padding, 1, ceil_mode)
     return _run(3, input, window, _mean(input, window, count_include_pad, divisor_override))
+
+
+def sigmoid_avg_pool2d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """``avg_pool2d(sigmoid(input), ...)`` in one pass; padding counts as 0, not as sigmoid(0).
+
+    To train through it, the input alone is saved.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), of a floating dtype.
+        kernel_size, stride, padding, ceil_mode: as for `poolkit.Sliding`.
+        count_include_pad: whether padding counts in the divisor.
+        divisor_override: divides every sum by this instead.
+
+    Returns:
+        The means, in the input's dtype.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import numpy as np, poolkit
+    >>> poolkit.sigmoid_avg_pool2d(np.zeros((1, 4, 4)), 2)
+    array([[[0.5, 0.5],
+            [0.5, 0.5]]])
+    """
+    return _sigmoid_mean(
+        2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+
+
+def sigmoid_avg_pool1d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array:
+    """`sigmoid_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
+    return _sigmoid_mean(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+
+
+def sigmoid_avg_pool3d(
+    input: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """`sigmoid_avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
+    return _sigmoid_mean(
+        3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+
+
+def _sigmoid_mean(
+    ndim: int,
+    input: Array,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Array:
+    window = _sliding(input, SIGMOID_MEAN, ndim, kernel_size, stride, padding, 1, ceil_mode)
+    mean = _mean(input, window, count_include_pad, divisor)
+    reduction = SIGMOID_MEAN if mean is MEAN else activated(mean, "Sigmoid()")
+    return _run(ndim, input, window, reduction)
 
 
 def _mean(input: Array, window: Window, count_include_pad: bool, divisor: int | None) -> Reduction:

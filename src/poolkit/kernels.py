@@ -11,7 +11,7 @@ import numpy as np
 from . import _native
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError, PoolValueError
-from .reductions import Mean, Reduction
+from .reductions import Activated, Mean, Reduction, inner_of
 from .windows import Spans
 
 __all__ = ["NativeKernel", "info", "native_kernel", "num_threads", "set_num_threads", "use_isa"]
@@ -110,12 +110,22 @@ class NativeKernel:
     channels in front, and the channels for channels behind.
     """
 
-    __slots__ = ("_plan", "forward", "indices", "position_bytes", "scatter", "spread")
+    __slots__ = (
+        "_plan",
+        "forward",
+        "forward_ahead",
+        "indices",
+        "position_bytes",
+        "scatter",
+        "spread",
+    )
 
     def __init__(self, plan: Any) -> None:
         self._plan = plan
         # forward(x, out, positions or 0, outer, inner, threads)
         self.forward = plan.forward
+        # forward_ahead(the same): an activation in front of a max or min, not behind it
+        self.forward_ahead = plan.forward_ahead
         # indices(positions, out, outer, inner, threads): flat spatial positions, int64
         self.indices = plan.indices
         # scatter(grad_out, positions, grad_in, outer, inner, threads)
@@ -132,6 +142,15 @@ def native_kernel(
     kernel = reduction.kernel
     if kernel is None or not 1 <= len(axes) <= _native.MAX_AXES:
         return None
+    activation, parameter, behind = "", 0.0, False
+    if isinstance(reduction, Activated):
+        function = reduction.function
+        activation, parameter = function.kernel_name, function.parameter
+        if not _native.has_activation(activation, dtype.name):
+            return None
+        # A window that sees nothing has nothing that could be activated.
+        behind = reduction.behind and not any(bool((span.count == 0).any()) for span in axes)
+    reduction = inner_of(reduction)
     divisors: list[np.ndarray] = []
     if isinstance(reduction, Mean):
         if DTYPES[result].kind == "int":
@@ -154,5 +173,8 @@ def native_kernel(
         [np.ascontiguousarray(span.count, dtype=np.int64) for span in axes],
         [span.step for span in axes],
         [np.ascontiguousarray(d, dtype=np.int64) for d in divisors],
+        activation,
+        parameter,
+        behind,
     )
     return NativeKernel(plan)

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from . import functional
+from .activations import Activation
 from .arrays import Array
 from .core import pool
 from .errors import MissingExtraError
-from .reductions import Reduction, as_reduction
+from .reductions import Reduction, activated, as_reduction
 from .windows import Window, as_window
 
 try:
@@ -55,6 +56,12 @@ __all__ = [
     "MinPool2d",
     "MinPool3d",
     "Pool",
+    "ReLUMaxPool1d",
+    "ReLUMaxPool2d",
+    "ReLUMaxPool3d",
+    "SigmoidAvgPool1d",
+    "SigmoidAvgPool2d",
+    "SigmoidAvgPool3d",
     "SumPool1d",
     "SumPool2d",
     "SumPool3d",
@@ -67,7 +74,7 @@ class Pool(nn.Module):
     """Any window with any reduction, as a module.
 
     Args:
-        window, reduction, ndim: as for `poolkit.pool`.
+        window, reduction, ndim, activation: as for `poolkit.pool`.
 
     Shape: ``(N, C, *spatial)`` or ``(C, *spatial)`` to the same with the window's output shape.
 
@@ -77,11 +84,15 @@ class Pool(nn.Module):
     """
 
     def __init__(
-        self, window: Window | str, reduction: Reduction | str = "max", ndim: int | None = None
+        self,
+        window: Window | str,
+        reduction: Reduction | str = "max",
+        ndim: int | None = None,
+        activation: Activation | str | None = None,
     ) -> None:
         super().__init__()
         self.window = as_window(window)
-        self.reduction = as_reduction(reduction)
+        self.reduction = activated(as_reduction(reduction), activation)
         self.ndim = ndim
 
     def forward(self, input: Array) -> Array:
@@ -321,16 +332,16 @@ def _thin(name: str, base: type[_Named], function: str) -> type[Any]:
 MaxPool1d = _thin("MaxPool1d", _SlidingExtreme, "max_pool1d")
 MaxPool2d = _thin("MaxPool2d", _SlidingExtreme, "max_pool2d")
 MaxPool3d = _thin("MaxPool3d", _SlidingExtreme, "max_pool3d")
+ReLUMaxPool1d = _thin("ReLUMaxPool1d", _SlidingExtreme, "relu_max_pool1d")
+ReLUMaxPool2d = _thin("ReLUMaxPool2d", _SlidingExtreme, "relu_max_pool2d")
+ReLUMaxPool3d = _thin("ReLUMaxPool3d", _SlidingExtreme, "relu_max_pool3d")
 MinPool1d = _thin("MinPool1d", _SlidingExtreme, "min_pool1d")
 MinPool2d = _thin("MinPool2d", _SlidingExtreme, "min_pool2d")
 MinPool3d = _thin("MinPool3d", _SlidingExtreme, "min_pool3d")
 
 
-class AvgPool1d(_SlidingMean):
-    """The module of `poolkit.avg_pool1d`; constructor and repr are those of
-    ``torch.nn.AvgPool1d``, which has no divisor_override."""
-
-    ndim = 1
+class _SlidingMean1d(_SlidingMean):
+    """One axis: torch's function has no divisor_override."""
 
     def __init__(
         self,
@@ -350,7 +361,7 @@ class AvgPool1d(_SlidingMean):
         )
 
     def forward(self, input: Array) -> Array:
-        return functional.avg_pool1d(
+        return type(self).function(
             input,
             self.kernel_size,
             self.stride,
@@ -360,8 +371,12 @@ class AvgPool1d(_SlidingMean):
         )
 
 
+AvgPool1d = _thin("AvgPool1d", _SlidingMean1d, "avg_pool1d")
 AvgPool2d = _thin("AvgPool2d", _SlidingMean, "avg_pool2d")
 AvgPool3d = _thin("AvgPool3d", _SlidingMean, "avg_pool3d")
+SigmoidAvgPool1d = _thin("SigmoidAvgPool1d", _SlidingMean1d, "sigmoid_avg_pool1d")
+SigmoidAvgPool2d = _thin("SigmoidAvgPool2d", _SlidingMean, "sigmoid_avg_pool2d")
+SigmoidAvgPool3d = _thin("SigmoidAvgPool3d", _SlidingMean, "sigmoid_avg_pool3d")
 SumPool1d = _thin("SumPool1d", _SlidingSum, "sum_pool1d")
 SumPool2d = _thin("SumPool2d", _SlidingSum, "sum_pool2d")
 SumPool3d = _thin("SumPool3d", _SlidingSum, "sum_pool3d")

@@ -14,7 +14,7 @@ import numpy as np
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError
 from .kernels import NativeKernel, native_kernel
-from .reductions import Reduction, Sum
+from .reductions import Reduction, Sum, inner_of
 from .windows import Spans, Window
 
 __all__ = ["Plan", "plan_for"]
@@ -67,12 +67,13 @@ class Plan:
     @cached_property
     def divisors(self) -> np.ndarray | int:
         """What each output of a mean is divided by: one number if they all agree."""
-        divisor = getattr(self.reduction, "divisor", None)
+        reduction = inner_of(self.reduction)
+        divisor = getattr(reduction, "divisor", None)
         if divisor is not None:
             return int(divisor)
         counts = np.ones((), dtype=np.int64)
         for span in self.axes:
-            include = getattr(self.reduction, "count_include_pad", False)
+            include = getattr(reduction, "count_include_pad", False)
             counts = counts[..., None] * (span.padded if include else span.count)
         first = counts.flat[0] if counts.size else 1
         return int(first) if (counts == first).all() else counts

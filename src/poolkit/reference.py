@@ -147,6 +147,38 @@ def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) 
     raise AssertionError(f"the oracle does not know {name}")
 
 
+def activate_reference(name: str, x: float, **options: Any) -> float:
+    """One value, activated from the definition in Python's own numbers.
+
+    Args:
+        name: an activation's name.
+        x: the value.
+        options: the activation's parameters, as in its constructor.
+    """
+    if x != x:
+        return math.nan
+    if name == "ReLU":
+        return max(x, 0.0)
+    if name == "LeakyReLU":
+        return x if x > 0 else x * options.get("negative_slope", 0.01)
+    if name == "Exp":
+        return math.exp(x) if x < 709.78 else math.inf
+    if name == "Tanh":
+        return math.tanh(x)
+    sigmoid = 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+    if name == "Sigmoid":
+        return sigmoid
+    if name == "SiLU":
+        return x * sigmoid
+    if name == "GELU" and options.get("approximate", "none") == "tanh":
+        return x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    if name == "GELU":
+        return x * math.erfc(-x / math.sqrt(2)) / 2
+    if name == "Hardswish":
+        return x * min(max(x + 3, 0.0), 6.0) / 6
+    raise AssertionError(f"the oracle does not know {name}")
+
+
 def locate_reference(name: str, values: list[Any]) -> int | None:
     """Which of the values a max or min takes: the last NaN, else the first of equal ones."""
     numbers = [v.item() if hasattr(v, "item") else v for v in values]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import LP, Case
+from .cases import ACTIVATED, LP, Case
 
 Operation = Callable[[Tensor], Tensor]
 Answer = tuple[Tensor, ...]  # (output,), or (output, gradient of the input) in training
@@ -61,6 +61,10 @@ def torch_operation(case: Case) -> Operation:
         return lambda x: -getattr(F, f"max_pool{rank}d")(-x, *sliding)
     if case.op == "avg":
         return lambda x: getattr(F, f"avg_pool{rank}d")(x, *sliding)
+    if case.op in ACTIVATED:
+        activation = getattr(torch, ACTIVATED[case.op])
+        kind = case.op.removeprefix(f"{ACTIVATED[case.op]}_")
+        return lambda x: getattr(F, f"{kind}_pool{rank}d")(activation(x), *sliding)
     if case.op in LP:
         powers = (LP[case.op], case.kernel_size, case.stride)
         return lambda x: getattr(F, f"lp_pool{rank}d")(x, *powers)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 LP = {"lp2": 2.0, "lp3": 3.0}  # the norm of each
-SLIDING = ("max", "min", "avg", *LP)
+ACTIVATED = {"relu_max": "relu", "sigmoid_avg": "sigmoid"}  # torch's function of each
+SLIDING = ("max", "min", "avg", *LP, *ACTIVATED)
 ADAPTIVE = ("adaptive_avg",)
 GLOBAL = ("global_avg", "global_max")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -40,6 +41,7 @@ class Case:
     mode: str = "forward"
     quick: bool = False
     min_ratio_eager: float | None = None
+    min_ratio_compile: float | None = None
     min_ratio_onednn: float | None = None
 
     @property
@@ -57,7 +59,7 @@ class Case:
     @property
     def exact(self) -> bool:
         """Max and min select a value, so two right answers are equal bit for bit."""
-        return self.op in ("max", "min", "global_max")
+        return self.op in ("max", "min", "global_max", "relu_max")
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -83,14 +85,18 @@ class Case:
 
     def targets(self) -> dict[str, float]:
         """Peer name -> how many times the time of poolkit that peer must take, at least."""
-        stated = {"eager": self.min_ratio_eager, "onednn": self.min_ratio_onednn}
+        stated = {
+            "eager": self.min_ratio_eager,
+            "compile": self.min_ratio_compile,
+            "onednn": self.min_ratio_onednn,
+        }
         return {peer: ratio for peer, ratio in stated.items() if ratio is not None}
 
 
 def load_cases(path: Path | None = None) -> list[Case]:
     """Read a case table; the packaged one where no path is given.
 
-    >>> [case.name for case in load_cases() if case.targets()["eager"] > 1]
+    >>> [case.name for case in load_cases() if case.targets()["eager"] > 2]
     ['max 2x2s2 stem', 'max 3x3s2p1 stem', 'max 5x5s1p2 sppf']
     """
     source = path if path is not None else files(__package__) / "cases.toml"

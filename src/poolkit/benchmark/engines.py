@@ -86,7 +86,8 @@ class OnnxRuntime(Engine):
 
 
 def onnx_model(case: Case) -> bytes:
-    """The case as an ONNX model from "x" to "y", of one node (three for min)."""
+    """The case as an ONNX model from "x" to "y", of one node (three for min, two with an
+    activation)."""
     from onnx import TensorProto, helper
 
     sliding: dict[str, Any] = {
@@ -98,6 +99,11 @@ def onnx_model(case: Case) -> bytes:
         "max": [("MaxPool", "x", "y", sliding)],
         "min": [("Neg", "x", "a", {}), ("MaxPool", "a", "b", sliding), ("Neg", "b", "y", {})],
         "avg": [("AveragePool", "x", "y", {**sliding, "count_include_pad": 1})],
+        "relu_max": [("Relu", "x", "a", {}), ("MaxPool", "a", "y", sliding)],
+        "sigmoid_avg": [
+            ("Sigmoid", "x", "a", {}),
+            ("AveragePool", "a", "y", {**sliding, "count_include_pad": 1}),
+        ],
         **{op: [("LpPool", "x", "y", {**sliding, "p": int(p)})] for op, p in LP.items()},
         "global_avg": [("GlobalAveragePool", "x", "y", {})],
         "global_max": [("GlobalMaxPool", "x", "y", {})],
@@ -177,7 +183,7 @@ def _shared(case: Case, x: Tensor) -> Any:
 
 
 def openvino_model(case: Case) -> Any:
-    """The case as an OpenVINO model of one node (three for min)."""
+    """The case as an OpenVINO model of one node (three for min, two with an activation)."""
     import openvino
     from openvino import opset1, opset8, preprocess
 
@@ -192,6 +198,10 @@ def openvino_model(case: Case) -> Any:
     elif case.op == "min":
         negated = opset1.max_pool(opset1.negative(x), strides, pads, pads, kernel, "floor")
         y = opset1.negative(negated)
+    elif case.op == "relu_max":
+        y = opset1.max_pool(opset1.relu(x), strides, pads, pads, kernel, "floor")
+    elif case.op == "sigmoid_avg":
+        y = opset1.avg_pool(opset1.sigmoid(x), strides, pads, pads, kernel, exclude_pad=False)
     elif case.op == "avg":
         y = opset1.avg_pool(x, strides, pads, pads, kernel, exclude_pad=False)
     elif case.op == "adaptive_avg":

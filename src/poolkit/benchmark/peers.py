@@ -17,7 +17,7 @@ from torch import Tensor
 import poolkit
 
 from .answers import Answer, Operation, as_answer, make_gradient, torch_operation, with_backward
-from .cases import GLOBAL, LP, Case
+from .cases import ACTIVATED, GLOBAL, LP, Case
 
 Call = Callable[[], object]
 
@@ -128,7 +128,7 @@ class OneDNN(Peer):
     def prepare(self, case: Case, x: Tensor) -> Call:
         if case.rank == 1:
             raise UnsupportedError("torch has no 1-D pooling of mkldnn tensors")
-        if case.op == "min" or case.op in LP:
+        if case.op == "min" or case.op in LP or case.op in ACTIVATED:
             raise UnsupportedError(f"oneDNN has no {case.op} pooling")
         if case.layout == "channels_last":
             raise UnsupportedError("to_mkldnn() reorders to NCHW: see the contiguous case")

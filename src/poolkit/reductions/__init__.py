@@ -1,5 +1,6 @@
 """Reductions: how the values that a window sees become one."""
 
+from .activated import Activated, activated, inner_of
 from .base import REDUCTIONS, Kernel, Reduction, Seen, as_reduction
 from .extremes import Max, Min
 from .norms import GeM, Lp
@@ -10,6 +11,7 @@ from .sums import Mean, Sum
 
 __all__ = [
     "REDUCTIONS",
+    "Activated",
     "GeM",
     "Kernel",
     "LogSumExp",
@@ -25,5 +27,7 @@ __all__ = [
     "Std",
     "Sum",
     "TopK",
+    "activated",
     "as_reduction",
+    "inner_of",
 ]

@@ -17,13 +17,15 @@ __all__ = ["REDUCTIONS", "Kernel", "Reduction", "Seen", "State", "as_reduction",
 
 State = tuple[Array, ...]
 REDUCTIONS: dict[str, type[Reduction]] = {}
+RECIPES: dict[str, type[Reduction]] = {}
+"""All of them, and those that are made of others."""
 R = TypeVar("R", bound="type[Reduction]")
 
 
 def register(reduction: R) -> R:
     """Enters a reduction in the registry that tests, docs and recipes iterate over."""
     reduction.parameters = parameters_of(reduction)
-    REDUCTIONS[reduction.__name__] = reduction
+    REDUCTIONS[reduction.__name__] = RECIPES[reduction.__name__] = reduction
     return reduction
 
 
@@ -47,13 +49,13 @@ class Kernel:
     Attributes:
         name: a row of ``csrc/registry.def``.
         kind: whose gradient the result has: one that is picked among the values, a sum of them
-            (divided or not), or a norm.
+            (divided or not), a norm, or one of these of activated values.
         exponent: the p of a norm, else 1.
         divides: whether the result is divided by the positions of each window.
     """
 
     name: str
-    kind: Literal["pick", "sum", "norm"]
+    kind: Literal["pick", "sum", "norm", "activated"]
     exponent: float = 1.0
     divides: bool = False
 
@@ -84,6 +86,10 @@ class Reduction(Recipe, ABC):
     def kernel(self) -> Kernel | None:
         """The native kernel that computes this, or None."""
         return None
+
+    def prepare(self, xp: Arrays, x: Array) -> Array:
+        """What is pooled instead of the input, in the input's dtype."""
+        return x
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         """The state of a window that sees nothing, one number for each part of the state."""
@@ -158,7 +164,7 @@ def root(xp: Arrays, x: Array, p: float) -> Array:
 
 def reduction_of(text: str) -> Reduction:
     """The reduction that a recipe names, read once."""
-    made: Reduction = read(text, REDUCTIONS, "reduction")
+    made: Reduction = read(text, RECIPES, "reduction")
     return made
 
 
@@ -178,7 +184,7 @@ def as_reduction(reduction: Reduction | str) -> Reduction:
     if isinstance(reduction, str):
         if is_traced():  # the parts are constants; the object is not
             name, values = reduction_parts(reduction)
-            return REDUCTIONS[name](*values)
+            return RECIPES[name](*values)
         return reduction_of(reduction)
     raise PoolTypeError(
         f"a reduction was expected, got {type(reduction).__name__}",

@@ -1,13 +1,15 @@
 """Gradients: each linear operator and its adjoint differentiate into each other.
 
 Max and min save the position codes (one byte per output), sums and means save nothing, and
-nothing saves the input; a norm is the exception, whose gradient is made of the input and the
-result. Every backward is itself differentiable. Tiny tensors, which `dispatch` leaves to aten, save
-what aten saves: the input, and eight bytes per output of a max.
+nothing saves the input; a norm is an exception, whose gradient is made of the input and the
+result, and so are activated values, unless the activation is behind a max or min. Every backward
+is itself differentiable. Tiny tensors, which `dispatch` leaves to aten, save what aten saves: the
+input, and eight bytes per output of a max.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,20 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-__all__ = ["CompositePool", "LpPool", "PickPool", "SumPool", "apply"]
+from ..activations import as_activation
+from ..arrays import Arrays, arrays_of
+
+__all__ = [
+    "ActivatedPickPool",
+    "ActivatedSumPool",
+    "CompositePool",
+    "EndedPickPool",
+    "LpPool",
+    "MonotonePickPool",
+    "PickPool",
+    "SumPool",
+    "apply",
+]
 
 
 def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
@@ -112,8 +127,122 @@ class Scatter(torch.autograd.Function):
         (codes,) = ctx.saved_tensors
         places = torch.ops.poolkit.indices.default(codes, ctx.window, ctx.spatial)
         n = len(ctx.spatial)
-        picked = grad.flatten(-n).gather(-1, places.flatten(-n))
-        return picked.unflatten(-1, places.shape[-n:]), None, None, None
+        picked = grad.flatten(-n).gather(-1, places.clamp(min=0).flatten(-n))
+        # Where an activation ended the gradient there is no place.
+        picked = picked.unflatten(-1, places.shape[-n:]).masked_fill(places < 0, 0)
+        return picked, None, None, None
+
+
+def _through(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    """What of a gradient comes back through an activation at x; differentiable."""
+    if not torch.is_grad_enabled():
+        return torch.ops.poolkit.activation_backward.default(grad, x, activation)
+    slope = _widely(as_activation(activation).derivative, x)
+    return (grad * slope).to(x.dtype)
+
+
+def _widely(function: Callable[[Arrays, Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of x, of half types in float32."""
+    x = x.float() if x.dtype.itemsize == 2 else x
+    return function(arrays_of(x), x)
+
+
+class ActivatedSumPool(torch.autograd.Function):
+    """pool() of activated values by a sum or a mean; saves the input alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, window: str, reduction: str, inner: str, activation: str, ndim: int
+    ) -> Tensor:
+        return torch.ops.poolkit.pool.default(x, window, reduction, ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.window, _, ctx.inner, ctx.activation, ctx.ndim = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            spatial = x.shape[x.ndim - ctx.ndim :]
+            spread = apply(Spread, grad, ctx.window, ctx.inner, spatial)
+            gradient = _through(spread, x, ctx.activation)
+        else:
+            gradient = torch.ops.poolkit.spread_activated.default(
+                grad, x, ctx.window, ctx.inner, ctx.activation, ctx.ndim
+            )
+        return gradient, None, None, None, None, None
+
+
+class ActivatedPickPool(torch.autograd.Function):
+    """pool() of activated values by max or min, and the codes of their positions; saves the input
+    and the codes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, window: str, reduction: str, activation: str, ndim: int
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.poolkit.pool_positions.default(x, window, reduction, ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.window, _, ctx.activation, ctx.ndim = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        x, codes = ctx.saved_tensors
+        run = _differentiable(Scatter, torch.ops.poolkit.scatter.default)
+        scattered = run(grad, codes, ctx.window, x.shape[x.ndim - ctx.ndim :])
+        return _through(scattered, x, ctx.activation), None, None, None, None
+
+
+class EndedPickPool(torch.autograd.Function):
+    """pool() by max or min with ReLU behind it: where the result is 0 the gradient ends, which is
+    a position code of its own. Saves the codes, as `PickPool` does, and nothing of the ReLU."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
+        return torch.ops.poolkit.pool_behind.default(x, window, reduction, ndim)
+
+    setup_context = staticmethod(PickPool.setup_context)
+    backward = staticmethod(PickPool.backward)
+
+
+class MonotonePickPool(torch.autograd.Function):
+    """pool() by max or min with a monotone activation behind it, whose derivative is a function of
+    the result. Saves the result and the codes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, window: str, reduction: str, activation: str, ndim: int
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.poolkit.pool_behind.default(x, window, reduction, ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.window, _, ctx.activation, ndim = inputs
+        ctx.spatial = x.shape[x.ndim - ndim :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        y, codes = ctx.saved_tensors
+        slope = _widely(as_activation(ctx.activation).derivative_from_result, y)
+        run = _differentiable(Scatter, torch.ops.poolkit.scatter.default)
+        gradient = run((grad * slope).to(y.dtype), codes, ctx.window, ctx.spatial)
+        return gradient, None, None, None, None
 
 
 class LpPool(torch.autograd.Function):

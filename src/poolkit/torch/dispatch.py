@@ -23,15 +23,26 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from .. import functional
+from ..arrays import arrays_of
 from ..composite import composite
 from ..core import beyond_64_bits, join_grids
-from ..dtypes import unknown_dtype
+from ..dtypes import DTYPES, unknown_dtype
 from ..errors import PoolTypeError
 from ..plan import Plan
-from ..reductions import Max, Mean, Reduction, as_reduction
+from ..reductions import Activated, Max, Mean, Min, Reduction, as_reduction, inner_of
 from ..windows import Adaptive, Global, Sliding, Window, as_window
 from . import ops
-from .autograd import CompositePool, LpPool, PickPool, SumPool, apply
+from .autograd import (
+    ActivatedPickPool,
+    ActivatedSumPool,
+    CompositePool,
+    EndedPickPool,
+    LpPool,
+    MonotonePickPool,
+    PickPool,
+    SumPool,
+    apply,
+)
 
 __all__ = ["num_threads", "pool", "pool_with_indices", "route"]
 
@@ -148,6 +159,9 @@ def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
 
 def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
     """A function of x that aten computes by the same rules, or None."""
+    if isinstance(reduction, Activated):
+        pooled, function = _aten(window, reduction.inner, axes), reduction.function
+        return None if pooled is None else lambda x: pooled(function.rounded(arrays_of(x), x))
     if isinstance(reduction, Mean) and reduction.result == "float":
         if isinstance(window, (Adaptive, Global)) and reduction.divisor is None:
             sizes = window.output_size if isinstance(window, Adaptive) else 1
@@ -195,7 +209,7 @@ def _is_tiny(x: Tensor, call: Call) -> bool:
         return False
     if not 0 < x.numel() < call.tiny * TINY or forward_ad._current_level >= 0:
         return False
-    if not call.axes + 1 <= x.ndim <= call.axes + 2:
+    if call.kind == "activated" or not call.axes + 1 <= x.ndim <= call.axes + 2:
         return False
     return x.dtype in (_MEAN_DTYPES if call.kind == "sum" or x.requires_grad else _MAX_DTYPES)
 
@@ -291,6 +305,11 @@ def _check(x: Tensor) -> None:
         raise unknown_dtype(x)
 
 
+def _check_activation(x: Tensor, reduction: Reduction) -> None:
+    if isinstance(reduction, Activated):
+        reduction.result_dtype(DTYPES[ops.NAMES[x.dtype]])  # refuses what is not floating
+
+
 def _has_kernels(x: Tensor) -> bool:
     """Whether the native kernels run where this tensor lives (or would, if it had values)."""
     return x.is_cpu or x.is_meta
@@ -317,8 +336,14 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
     if _has_kernels(x) and plan.native is not None:
         if _is_tiny(x, call) and not plan.has_empty_windows:
             return "aten", f"under {call.tiny * TINY} elements the overhead of a call decides"
-        if call.kind == "pick" and _differentiates(x) and plan.has_empty_windows:
+        picks = isinstance(inner_of(plan.reduction), (Max, Min))
+        if picks and _differentiates(x) and plan.has_empty_windows:
             return "composite", "a window wholly in the padding has no position for the gradient"
+        if call.kind == "activated" and _differentiates(x) and _kind_within(call) == "norm":
+            return (
+                "composite",
+                "an activated norm has no kernel of its gradient",
+            )
         return "native", plan.why
     if not _has_kernels(x) and has_aten:
         return "aten", f"on {device} torch's own operator is as good"
@@ -330,6 +355,7 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
 def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool) -> Tensor:
     """See `poolkit.pool`."""
     _check(x)
+    _check_activation(x, reduction)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
     if window.joined:
@@ -352,12 +378,17 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         exact = beyond_64_bits(x, ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype))
         if exact is not None:
             return _laid_out_like(x, exact, axes)
+    if isinstance(reduction, Activated) and not reduction.fused:
+        x = reduction.function.rounded(arrays_of(x), x)
+        return _pool(x, _known(call.window, reduction.inner, axes))
     if not _runs_native(x):
         if aten is not None and _aten_takes(x, axes) and not _has_kernels(x):
             return aten(x)
         return _composite(x, call)
     if kind == "composite":
         return _composite(x, call)
+    if kind == "activated":
+        return _activated(x, call)
     if aten is not None and _is_tiny(x, call):
         # The plan has the errors, too.
         plan = ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)
@@ -377,6 +408,30 @@ def _pool(x: Tensor, call: Call) -> Tensor:
     elif _differentiates(x):
         return apply(SumPool, x, seen, reduced, axes)
     return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
+
+
+def _kind_within(call: Call) -> str:
+    """The kind of gradient that a reduction of activated values has behind the activation."""
+    kernel = inner_of(call.reduction).kernel
+    return "composite" if kernel is None else kernel.kind
+
+
+def _activated(x: Tensor, call: Call) -> Tensor:
+    """A native pooling of activated values."""
+    reduction = call.reduction
+    assert isinstance(reduction, Activated)
+    inner, seen, reduced, axes = reduction.reduction, call.seen, call.reduced, call.axes
+    kind = _kind_within(call)
+    if not _differentiates(x):
+        return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
+    if kind == "sum":
+        return apply(ActivatedSumPool, x, seen, reduced, inner, reduction.activation, axes)
+    if kind != "pick" or _may_lack_positions(x, call):
+        return _composite(x, call)
+    if reduction.ends_gradient:
+        return apply(EndedPickPool, x, seen, reduced, axes)[0]
+    run = MonotonePickPool if reduction.behind else ActivatedPickPool
+    return apply(run, x, seen, reduced, reduction.activation, axes)[0]
 
 
 def _differentiates(x: Tensor) -> bool:
@@ -425,11 +480,18 @@ def pool_with_indices(
 ) -> tuple[Tensor, Tensor]:
     """See `poolkit.pool_with_indices`."""
     _check(x)
+    _check_activation(x, reduction)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
+    native = _runs_native(x) and axes <= 3
+    if isinstance(reduction, Activated) and not (native and reduction.kernel is not None):
+        x, reduction = reduction.function.rounded(arrays_of(x), x), reduction.inner
     call = _known(window, reduction, axes)
-    if _runs_native(x) and axes <= 3:
-        if _differentiates(x):
+    if native:
+        if _differentiates(x) and isinstance(reduction, Activated):
+            arguments = (call.seen, call.reduced, reduction.activation, axes)
+            values, codes = apply(ActivatedPickPool, x, *arguments)
+        elif _differentiates(x):
             values, codes = apply(PickPool, x, call.seen, call.reduced, axes)
         else:
             run = torch.ops.poolkit.pool_positions.default

@@ -8,6 +8,13 @@ Five pieces with native kernels, from which `autograd` puts their gradients toge
     spread          the adjoint of a sum or a mean
     indices         position codes as flat spatial positions
 
+three for values that are activated while they are pooled,
+
+    pool_behind          `pool_positions` with a monotone activation behind it; where ReLU ends the
+                         gradient, the code is that of no position
+    spread_activated     `spread`, and what comes back through the activation
+    activation_backward  what comes back through an activation
+
 and two that are made of whole-array operations, for every reduction and every device:
 
     pool_backward   the gradient of `pool`
@@ -27,11 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _native as _kernels
+from ..activations import activation_parts, as_activation
 from ..composite import composite, composite_indices
 from ..dtypes import DTYPES
 from ..errors import PoolValueError
 from ..plan import Plan, plan_for
-from ..reductions import Reduction, as_reduction
+from ..reductions import Activated, Reduction, as_reduction
 from ..reductions.base import reduction_parts
 from ..windows import Window, as_window
 from ..windows.base import window_parts
@@ -42,6 +51,7 @@ __all__ = ["NAMES", "has_format", "laid_out_like", "plan_of"]
 # Text is read while a compiler traces, not by the compiled program.
 torch.compiler.assume_constant_result(window_parts)
 torch.compiler.assume_constant_result(reduction_parts)
+torch.compiler.assume_constant_result(activation_parts)
 
 _library = torch.library.Library("poolkit", "DEF")
 _library.define("pool(Tensor x, str window, str reduction, int ndim) -> Tensor")
@@ -52,6 +62,12 @@ _library.define("indices(Tensor positions, str window, SymInt[] spatial) -> Tens
 _library.define(
     "pool_backward(Tensor grad, Tensor x, str window, str reduction, int ndim) -> Tensor"
 )
+_library.define("pool_behind(Tensor x, str window, str reduction, int ndim) -> (Tensor, Tensor)")
+_library.define(
+    "spread_activated(Tensor grad, Tensor x, str window, str reduction, str activation, int ndim)"
+    " -> Tensor"
+)
+_library.define("activation_backward(Tensor grad, Tensor x, str activation) -> Tensor")
 _library.define("locate(Tensor x, str window, str reduction, int ndim) -> Tensor")
 
 NAMES = {getattr(torch, name): name for name in DTYPES}
@@ -138,14 +154,32 @@ def _locate(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
 @torch.library.impl(_library, "pool_positions", "CPU")
 def _pool_positions(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
     plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    activated = isinstance(plan.reduction, Activated)
+    return _with_codes(plan, _native(plan).forward_ahead if activated else _native(plan).forward, x)
+
+
+@torch.library.impl(_library, "pool_behind", "CPU")
+def _pool_behind(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
+    plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
+    return _with_codes(plan, _native(plan).forward, x)
+
+
+def _with_codes(plan: Plan, forward: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     _check_seen(plan)
+    ndim = len(plan.shape)
     x, (outer, inner, behind) = as_laid_out(x, ndim)
     out = empty_like_layout(x, ndim, plan.output, _DTYPES[plan.result], behind)
     codes = empty_like_layout(x, ndim, plan.output, _codes_dtype(plan), behind)
-    _native(plan).forward(
-        x.data_ptr(), out.data_ptr(), codes.data_ptr(), outer, inner, torch.get_num_threads()
-    )
+    forward(x.data_ptr(), out.data_ptr(), codes.data_ptr(), outer, inner, torch.get_num_threads())
     return out, codes
+
+
+def _plan_of_codes(window: str, spatial: Sequence[int], dtype: torch.dtype, codes: Tensor) -> Plan:
+    """The plan whose codes are as wide as these: one code more may take a byte more."""
+    plan = plan_of(window, "Max()", spatial, dtype)
+    if _native(plan).position_bytes == codes.dtype.itemsize:
+        return plan
+    return plan_of(window, "Activated('Max()', 'ReLU()')", spatial, dtype)
 
 
 def _laid_out_alike(grad: Tensor, codes: Tensor, ndim: int) -> tuple[Tensor, Tensor, Any]:
@@ -161,7 +195,7 @@ def _laid_out_alike(grad: Tensor, codes: Tensor, ndim: int) -> tuple[Tensor, Ten
 @torch.library.impl(_library, "scatter", "CPU")
 def _scatter(grad: Tensor, positions: Tensor, window: str, spatial: Sequence[int]) -> Tensor:
     ndim = len(spatial)
-    plan = plan_of(window, "Max()", spatial, grad.dtype)
+    plan = _plan_of_codes(window, spatial, grad.dtype, positions)
     grad, positions, (outer, inner, behind) = _laid_out_alike(grad, positions, ndim)
     out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
     _native(plan).scatter(
@@ -202,10 +236,40 @@ def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -
     return out.to(wanted)
 
 
+@torch.library.impl(_library, "spread_activated", "CPU")
+def _spread_activated(
+    grad: Tensor, x: Tensor, window: str, reduction: str, activation: str, ndim: int
+) -> Tensor:
+    spread = _spread(grad, window, reduction, x.shape[x.ndim - ndim :])
+    return _through_activation(spread, x, activation)
+
+
+@torch.library.impl(_library, "activation_backward", "CPU")
+def _activation_backward(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    return _through_activation(grad.clone(), x, activation)
+
+
+def _through_activation(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    """What of a gradient, whose memory is used again, comes back through the activation at x."""
+    function = as_activation(activation)
+    if grad.stride() != x.stride():
+        x = torch.empty_strided(grad.shape, grad.stride(), dtype=x.dtype).copy_(x)
+    _kernels.activation_gradient(
+        function.kernel_name,
+        NAMES[grad.dtype],
+        function.parameter,
+        grad.data_ptr(),
+        x.data_ptr(),
+        grad.numel(),
+        torch.get_num_threads(),
+    )
+    return grad
+
+
 @torch.library.impl(_library, "indices", "CPU")
 def _indices(positions: Tensor, window: str, spatial: Sequence[int]) -> Tensor:
     ndim = len(spatial)
-    plan = plan_of(window, "Max()", spatial, torch.float32)
+    plan = _plan_of_codes(window, spatial, torch.float32, positions)
     positions, (outer, inner, behind) = as_laid_out(positions, ndim)
     out = empty_like_layout(positions, ndim, plan.output, torch.int64, behind)
     _native(plan).indices(
@@ -229,13 +293,14 @@ def _pool_fake(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     return empty_like_layout(x, ndim, _output(seen, x, ndim), result, behind)
 
 
-def _code_bytes(window: Window, spatial: Sequence[Any]) -> int:
-    """Bytes of a position code: 1 for windows of up to 256 positions, 2 up to 65536, else 4.
+def _code_bytes(window: Window, spatial: Sequence[Any], spare: int = 0) -> int:
+    """Bytes of a position code: 1 for windows of up to 256 positions, 2 up to 65536, else 4; less
+    the spare ones, which are no positions.
 
     Bounds come first, as they hold for symbolic sizes too; only where they do not decide are the
     spans made, of sizes that are then fixed.
     """
-    least, most = window.taps_bound(spatial)
+    least, most = (bound + spare for bound in window.taps_bound(spatial))
     if most <= 256:
         return 1
     if least > 256:
@@ -243,6 +308,7 @@ def _code_bytes(window: Window, spatial: Sequence[Any]) -> int:
     positions = 1
     for span in window.axes([int(size) for size in spatial]):
         positions *= max(span.taps, 1)
+    positions += spare
     return 1 if positions <= 256 else 2 if positions <= 65536 else 4
 
 
@@ -251,9 +317,28 @@ def _pool_positions_fake(
     x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, Tensor]:
     out = _pool_fake(x, window, reduction, ndim)
-    size = _code_bytes(as_window(window), x.shape[x.ndim - ndim :])
+    reduced = as_reduction(reduction)
+    spare = int(isinstance(reduced, Activated) and reduced.ends_gradient)
+    size = _code_bytes(as_window(window), x.shape[x.ndim - ndim :], spare)
     codes = (torch.uint8, torch.uint16, torch.uint32)[size // 2]
     return out, torch.empty_like(out, dtype=codes)
+
+
+@torch.library.register_fake("poolkit::pool_behind", lib=_library)
+def _pool_behind_fake(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
+    return _pool_positions_fake(x, window, reduction, ndim)
+
+
+@torch.library.register_fake("poolkit::spread_activated", lib=_library)
+def _spread_activated_fake(
+    grad: Tensor, x: Tensor, window: str, reduction: str, activation: str, ndim: int
+) -> Tensor:
+    return _spread_fake(grad, window, reduction, x.shape[x.ndim - ndim :])
+
+
+@torch.library.register_fake("poolkit::activation_backward", lib=_library)
+def _activation_backward_fake(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    return torch.empty_like(grad)
 
 
 @torch.library.register_fake("poolkit::pool_backward", lib=_library)
@@ -334,6 +419,40 @@ def _indices_vmap(
 ) -> tuple[Tensor, int]:
     positions = _to_front(positions, axes[0], info.batch_size)
     return torch.ops.poolkit.indices.default(positions, window, spatial), 0
+
+
+@torch.library.register_vmap("poolkit::pool_behind", lib=_library)
+def _pool_behind_vmap(
+    info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    x = _to_front(x, axes[0], info.batch_size)
+    return torch.ops.poolkit.pool_behind.default(x, window, reduction, ndim), (0, 0)
+
+
+@torch.library.register_vmap("poolkit::spread_activated", lib=_library)
+def _spread_activated_vmap(
+    info: Any,
+    axes: Any,
+    grad: Tensor,
+    x: Tensor,
+    window: str,
+    reduction: str,
+    activation: str,
+    ndim: int,
+) -> tuple[Tensor, int]:
+    grad = _to_front(grad, axes[0], info.batch_size)
+    x = _to_front(x, axes[1], info.batch_size)
+    run = torch.ops.poolkit.spread_activated.default
+    return run(grad, x, window, reduction, activation, ndim), 0
+
+
+@torch.library.register_vmap("poolkit::activation_backward", lib=_library)
+def _activation_backward_vmap(
+    info: Any, axes: Any, grad: Tensor, x: Tensor, activation: str
+) -> tuple[Tensor, int]:
+    grad = _to_front(grad, axes[0], info.batch_size)
+    x = _to_front(x, axes[1], info.batch_size)
+    return torch.ops.poolkit.activation_backward.default(grad, x, activation), 0
 
 
 @torch.library.register_vmap("poolkit::pool_backward", lib=_library)
