@@ -32,6 +32,10 @@ class Plan {
     Plan(const Plan&) = delete;
     Plan& operator=(const Plan&) = delete;
 
+    // For a kernel of quantized values: from steps of `scale` to steps of `out_scale`. The zero
+    // point of the input is the exponent.
+    void requantize(double scale, double out_scale, int out_zero_point,
+                    const std::string& rounding);
     void forward(const void* x, void* out, void* positions, int64_t outer, int64_t inner,
                  int threads) const;
     // The gradient of max and min: (grad_out, positions) -> grad_in.

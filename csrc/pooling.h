@@ -1,6 +1,7 @@
 // The drivers: which lines are reduced in which order, and what becomes of the states.
 #pragma once
 
+#include "requantize.h"
 #include "within.h"
 
 namespace {
@@ -125,7 +126,7 @@ class Pooling {
     using C = Code<A>;
 
     Pooling(const Geometry& geometry, int64_t inner_size, Arena arena)
-        : g(geometry), inner(inner_size), last(geometry.axes - 1) {
+        : g(geometry), inner(inner_size), last(geometry.axes - 1), requantizer(geometry) {
         length[g.axes] = inner;
         extent[g.axes] = inner;
         for (int a = last; a >= 0; --a) {
@@ -245,6 +246,7 @@ class Pooling {
     const Geometry& g;
     int64_t inner;
     int last;
+    typename Choose<requantizes<R>, Requantizer, Nothing>::type requantizer;
     Walk walk;
     int64_t length[kMaxAxes + 1];  // outputs of axes a.. with what is behind them
     int64_t extent[kMaxAxes + 1];  // inputs of the same
@@ -741,7 +743,10 @@ class Pooling {
 
     POOLKIT_ONCE void finish(const A* from, int64_t n, double row, const double* columns, O* to) {
         const bool uniform = g.axis[last].divisor_uniform;
-        finish_line<R, A, O>(from, n, row, columns, uniform, g.exponent, to);
+        if constexpr (requantizes<R>)
+            return requantizer.line(from, n, row, columns, uniform, to);
+        else
+            finish_line<R, A, O>(from, n, row, columns, uniform, g.exponent, to);
     }
 
     // Output o of axis a: the slabs that it sees, each reduced along the axes behind (once: they

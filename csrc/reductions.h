@@ -229,4 +229,25 @@ struct SumPower : Adding {
     }
 };
 
+// Sums of quantized values less their zero point, which the finish makes a mean in the same type
+// (requantize.h). In A the sums of all windows fit: `short` holds those of 128 values of 8 bits.
+template <class A>
+struct QuantizedSum : Adding {
+    template <class S>
+    static constexpr bool accepts = same<S, int8_t> || same<S, uint8_t>;
+    template <class S>
+    using Accumulator = A;
+    static POOLKIT_INLINE A lift(A x, double zero_point) {
+        return static_cast<A>(x - static_cast<A>(zero_point));
+    }
+    static POOLKIT_INLINE Vec<A> lift(Vec<A> x, double zero_point) {
+        return x - broadcast<A>(static_cast<A>(zero_point));
+    }
+};
+
+template <class R>
+constexpr bool requantizes = false;
+template <class A>
+constexpr bool requantizes<QuantizedSum<A>> = true;
+
 }  // namespace
