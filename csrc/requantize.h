@@ -80,28 +80,23 @@ struct Requantizer {
     double divisor = 0.0;
     float by = 0.0f;
     bool divides = false;
-    float near_low = 0.0f, near_high = 0.0f;  // distances between which the product is in doubt
+    // The distance from an integer from which on (to the nearest) or up to which (else) the product
+    // is in doubt; one that is never met if it is not.
+    float doubt;
 
-    explicit Requantizer(const Geometry& g) : q(g.requantization) { doubt(false); }
+    explicit Requantizer(const Geometry& g) : q(g.requantization), doubt(never()) {}
 
     bool to_nearest() const { return q.rounding <= Rounding::half_up; }
-
-    // A product has an error of 3 * 2^-24 of at most 256: below 2^-14. Distances are those of the
-    // product from the nearest integer.
-    void doubt(bool possible) {
-        constexpr float error = 0x1p-14f;
-        near_low = to_nearest() ? 0.5f - error : 0.0f;
-        near_high = to_nearest() ? 1.0f : error;
-        if (!possible) near_low = 2.0f, near_high = 1.0f;
-    }
+    float never() const { return to_nearest() ? 2.0f : -1.0f; }
 
     void use(double new_divisor) {
         if (new_divisor == divisor) return;
         divisor = new_divisor;
         divides = false;
+        shifted = {};
         by = 0.0f;
-        doubt(false);
-        if (divisor == 0) return;        // of nothing: the zero point
+        doubt = never();
+        if (divisor == 0) return;  // of nothing: the zero point
         constexpr double most = 0x1p60;  // saturates, and 0 * most is 0
         const double size = divisor < 0 ? -divisor : divisor, unit = q.ratio / size;
         const double bounded = unit < most ? unit : most;
@@ -109,17 +104,96 @@ struct Requantizer {
         // Scales a power of two apart (most often equal): a quotient of few bits is rounded
         // once, which leaves it on its side of every tie, and a tie where it is.
         const double widest = q.ratio < 1 ? size / q.ratio : size;
-        const bool few_bits = q.mantissa == q.out_mantissa && widest <= 0x1p15 && q.ratio <= 0x1p15;
-        if (few_bits && q.small) {
+        if (q.small && q.mantissa == q.out_mantissa && widest <= 0x1p12 && q.ratio <= 0x1p12) {
             const auto whole = static_cast<uint64_t>(size);
-            divides = (whole & (whole - 1)) != 0;
+            // Thirds, fifths, ... have no ties, so that a product does.
+            const bool no_ties = to_nearest() && q.ratio >= 1 && (whole & 1);
+            const bool power = (whole & (whole - 1)) == 0;
+            if (power) use_shift(size);
+            divides = !power && !no_ties;
             if (divides) by = static_cast<float>(divisor / q.ratio);
+            return;
         }
-        doubt(!(few_bits && q.small));
+        // A product has an error of 3 * 2^-24 of at most 256: below 2^-14.
+        doubt = to_nearest() ? 0.5f - 0x1p-14f : 0x1p-14f;
     }
 
-    // out[j] of n states. The states have a vector of slack behind them; out has none.
-    template <bool Even, class A, class O>
+    // The same for divisors that are small powers of two, on twice as many lanes and without a
+    // product: (sum + offset + (sum >> shift & mask)) >> bits rounds in every way.
+    struct Shift {
+        int bits;  // 0: not a case for it
+        int16_t offset, mask;
+        int shift;
+    };
+    Shift shifted{};
+
+    // Sums stay below 255 * 128, so that with up to 2^6 added they fit 16 bits.
+    void use_shift(double size) {
+        shifted = {};
+        const double steps = size / q.ratio;
+        if (divisor < 0 || steps < 2 || steps > 128) return;
+        int bits = 1;
+        while ((1 << bits) < steps) ++bits;
+        const auto half = static_cast<int16_t>(1 << (bits - 1));
+        const auto below = static_cast<int16_t>(half - 1);
+        switch (q.rounding) {
+            case Rounding::half_even:
+                shifted = {bits, below, 1, bits};
+                break;
+            case Rounding::half_away:
+                shifted = {bits, half, -1, 15};
+                break;
+            case Rounding::half_up:
+                shifted = {bits, half, 0, 15};
+                break;
+            case Rounding::floor:
+                shifted = {bits, 0, 0, 15};
+                break;
+            case Rounding::trunc:
+                shifted = {bits, 0, static_cast<int16_t>(half + below), 15};
+                break;
+        }
+    }
+
+    template <class O>
+    POOLKIT_ONCE void run_shifted(const int16_t* state, int64_t n, O* out) const {
+        using V = Vec<int16_t>;
+        constexpr int width = lanes<int16_t>;
+        const V offset = broadcast<int16_t>(shifted.offset), mask = broadcast<int16_t>(shifted.mask),
+                zero = broadcast<int16_t>(static_cast<int16_t>(q.out_zero_point)),
+                low = broadcast<int16_t>(lowest_of<O>()),
+                high = broadcast<int16_t>(highest_of<O>());
+        const int bits = shifted.bits, shift = shifted.shift;
+        requantize_lanes<width>(n, out, [&](int64_t j) {
+            const V sum = load<int16_t>(state + j);
+            V value = ((sum + offset + ((sum >> shift) & mask)) >> bits) + zero;
+            value = (value > low) ? value : low;
+            value = (value < high) ? value : high;
+            return __builtin_convertvector(value, typename VectorOf<O, width>::type);
+        });
+    }
+
+    // Stores vectors of results, made by requantized(j), over out[0, n) and nowhere else.
+    template <int Width, class O, class Make>
+    static POOLKIT_INLINE void requantize_lanes(int64_t n, O* out, Make requantized) {
+        int64_t j = 0;
+        for (; j + Width <= n; j += Width) {
+            const auto done = requantized(j);
+            memcpy(out + j, &done, sizeof done);
+        }
+        if (j < n && n >= Width) {  // again some that are done: same values
+            const auto done = requantized(n - Width);
+            memcpy(out + n - Width, &done, sizeof done);
+        } else if (j < n) {
+            const auto done = requantized(0);
+            O lane[Width];
+            memcpy(lane, &done, sizeof done);
+            for (int64_t i = 0; i < n; ++i) out[i] = lane[i];
+        }
+    }
+
+    // out[j] of n states, behind which a vector can be read; behind out nothing is written.
+    template <bool Even, bool Doubt, class A, class O>
     POOLKIT_ONCE void run(const A* state, int64_t n, O* out) const {
         constexpr int width = lanes<float>;
         constexpr float magic = 0x1.8p23f;  // adding it leaves the rounded value in the low bits
@@ -127,27 +201,26 @@ struct Requantizer {
         const Vec<float> factor = broadcast<float>(by), shift = broadcast<float>(magic),
                          low = broadcast<float>(static_cast<float>(lowest_of<O>() - zero)),
                          high = broadcast<float>(static_cast<float>(highest_of<O>() - zero)),
-                         from_near = broadcast<float>(near_low),
-                         to_near = broadcast<float>(near_high);
+                         near = broadcast<float>(doubt);
         const Vec<int32_t> bias = broadcast<int32_t>(zero - bit_cast<int32_t>(magic));
         Vec<int32_t> doubtful{};
-        for (int64_t j = 0; j < n; j += width) {
+        requantize_lanes<width>(n, out, [&](int64_t j) {
             const Vec<float> sum = __builtin_convertvector(load<int32_t>(state + j), Vec<float>);
             Vec<float> value = divides ? sum / factor : sum * factor;
             value = (value > low) ? value : low;
             value = (value < high) ? value : high;
-            const Vec<float> shifted = value + shift, rest = value - (shifted - shift);
-            const Vec<float> distance = absolute(rest);
-            doubtful |= (distance >= from_near) & (distance <= to_near);
+            const Vec<float> shifted = value + shift;
             Vec<int32_t> rounded = (Vec<int32_t>)shifted + bias;
+            const Vec<float> rest = value - (shifted - shift);
+            if constexpr (Doubt) {
+                const Vec<float> distance = absolute(rest);
+                doubtful |= to_nearest() ? distance >= near : distance <= near;
+            }
             if constexpr (!Even) rounded += correction(value, rest);
-            const auto narrow = __builtin_convertvector(rounded, typename VectorOf<O, width>::type);
-            if (j + width <= n)
-                memcpy(out + j, &narrow, sizeof narrow);
-            else
-                memcpy(out + j, &narrow, n - j);
-        }
-        if (any(doubtful)) decide(state, n, out);
+            return __builtin_convertvector(rounded, typename VectorOf<O, width>::type);
+        });
+        if constexpr (Doubt)
+            if (any(doubtful)) decide(state, n, out);
     }
 
     // What is added to values rounded half to even. Comparisons are -1 where they are true.
@@ -175,12 +248,24 @@ struct Requantizer {
             if (!(value > -1024.0f && value < 1024.0f)) continue;  // clamped above
             const float rounded = (value + 0x1.8p23f) - 0x1.8p23f, rest = value - rounded;
             const float distance = rest < 0 ? -rest : rest;
-            if (!(distance >= near_low && distance <= near_high)) continue;
+            if (to_nearest() ? distance < doubt : distance > doubt) continue;
             const int64_t exact =
                 round_exactly(static_cast<int64_t>(state[j]), divisor, q) + q.out_zero_point;
             const int64_t low = lowest_of<O>(), high = highest_of<O>();
             out[j] = static_cast<O>(exact < low ? low : exact > high ? high : exact);
         }
+    }
+
+    template <class A, class O>
+    POOLKIT_INLINE void run_any(const A* state, int64_t n, O* out) const {
+        if constexpr (same<A, int16_t>)
+            if (shifted.bits) return run_shifted(state, n, out);
+        if (q.rounding != Rounding::half_even)
+            run<false, true>(state, n, out);
+        else if (doubt != never())
+            run<true, true>(state, n, out);
+        else
+            run<true, false>(state, n, out);
     }
 
     // A line of states: one row's divisor, and one for each column, or null.
@@ -192,10 +277,7 @@ struct Requantizer {
             if (columns && !uniform)
                 for (end = j + 1; end < n && columns[end] == columns[j];) ++end;
             use(columns ? row * columns[j] : row);
-            if (q.rounding == Rounding::half_even)
-                run<true>(state + j, end - j, out + j);
-            else
-                run<false>(state + j, end - j, out + j);
+            run_any(state + j, end - j, out + j);
             j = end;
         }
     }

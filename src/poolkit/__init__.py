@@ -9,6 +9,7 @@ Pooling is a window (which positions are seen) times a reduction (how they becom
 
 from typing import TYPE_CHECKING, Any
 
+from . import quantized
 from .core import explain, pool, pool_with_indices
 from .errors import MissingExtraError, PoolError, PoolTypeError, PoolValueError
 from .functional import *  # noqa: F403
@@ -69,6 +70,7 @@ __all__ = [
     "optimize",
     "pool",
     "pool_with_indices",
+    "quantized",
     "set_num_threads",
     "use_isa",
 ]

@@ -18,7 +18,8 @@ Array = Any  # a numpy.ndarray or a torch.Tensor
 
 
 class Arrays(Protocol):
-    """The vocabulary. `axis` is always the last one unless it is given."""
+    """The vocabulary. `axis` is always the last one unless it is given; `rank` counts the sorted
+    edges that are at most x."""
 
     def cast(self, x: Array, dtype: str) -> Array: ...
     def index(self, positions: np.ndarray, like: Array) -> Array: ...
@@ -46,6 +47,7 @@ class Arrays(Protocol):
     def largest(self, x: Array) -> Array: ...
     def smallest(self, x: Array) -> Array: ...
     def bounds(self, x: Array) -> tuple[int, int]: ...
+    def rank(self, x: Array, edges: np.ndarray) -> Array: ...
 
 
 class NumpyArrays:
@@ -129,6 +131,9 @@ class NumpyArrays:
 
     def bounds(self, x: Array) -> tuple[int, int]:
         return int(x.min()), int(x.max())
+
+    def rank(self, x: Array, edges: np.ndarray) -> Array:
+        return np.searchsorted(edges, x, side="right")
 
 
 class TorchArrays:
@@ -217,6 +222,9 @@ class TorchArrays:
     def bounds(self, x: Array) -> tuple[int, int]:
         low, high = x.aminmax()
         return int(low), int(high)
+
+    def rank(self, x: Array, edges: np.ndarray) -> Array:
+        return self.torch.bucketize(x, self.index(edges, x), right=True)
 
 
 _NUMPY = NumpyArrays()
