@@ -287,7 +287,7 @@ void Plan::requantize(double scale, double out_scale, int out_zero_point,
     to.shift = exponent - out_exponent;
     to.out_zero_point = out_zero_point;
     to.rounding = static_cast<Rounding>(name - std::begin(names));
-    to.small = geometry_.positions < (int64_t{1} << 24) / 255;
+    to.largest = 255.0 * static_cast<double>(geometry_.positions);
     geometry_.requantization = simple_.requantization = to;
 }
 

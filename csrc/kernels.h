@@ -45,7 +45,7 @@ struct Requantization {
     int32_t shift;                    // and the exponent of the one less that of the other
     int32_t out_zero_point;
     Rounding rounding;
-    bool small;  // whether every sum is a float32
+    double largest;  // no sum is larger
 };
 
 struct Geometry {

@@ -303,6 +303,19 @@ POOLKIT_INLINE Vec<A> square_root(Vec<A> v) {
     return v;
 }
 
+// The upper halves of the products.
+POOLKIT_INLINE Vec<int16_t> multiply_high(Vec<int16_t> a, Vec<int16_t> b) {
+#if defined(__AVX512F__)
+    return (Vec<int16_t>)_mm512_mulhi_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Vec<int16_t>)_mm256_mulhi_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (Vec<int16_t>)_mm_mulhi_epi16((__m128i)a, (__m128i)b);
+#endif
+    for (int i = 0; i < lanes<int16_t>; ++i) a[i] = static_cast<int16_t>((a[i] * b[i]) >> 16);
+    return a;
+}
+
 // Cube roots of lanes that are 0 or normal numbers above it, to 1 unit in the last place: the bits
 // divided by three are within 6 % of the root, and three of Newton's steps square that away.
 POOLKIT_INLINE Vec<float> cube_root(Vec<float> x) {

@@ -93,10 +93,10 @@ struct Requantizer {
         if (new_divisor == divisor) return;
         divisor = new_divisor;
         divides = false;
-        shifted = {};
+        fixed = {};
         by = 0.0f;
         doubt = never();
-        if (divisor == 0) return;  // of nothing: the zero point
+        if (divisor == 0) return;        // of nothing: the zero point
         constexpr double most = 0x1p60;  // saturates, and 0 * most is 0
         const double size = divisor < 0 ? -divisor : divisor, unit = q.ratio / size;
         const double bounded = unit < most ? unit : most;
@@ -104,12 +104,16 @@ struct Requantizer {
         // Scales a power of two apart (most often equal): a quotient of few bits is rounded
         // once, which leaves it on its side of every tie, and a tie where it is.
         const double widest = q.ratio < 1 ? size / q.ratio : size;
-        if (q.small && q.mantissa == q.out_mantissa && widest <= 0x1p12 && q.ratio <= 0x1p12) {
+        if (q.largest < 0x1p24 && q.mantissa == q.out_mantissa && widest <= 0x1p12 &&
+            q.ratio <= 0x1p12) {
             const auto whole = static_cast<uint64_t>(size);
             // Thirds, fifths, ... have no ties, so that a product does.
             const bool no_ties = to_nearest() && q.ratio >= 1 && (whole & 1);
             const bool power = (whole & (whole - 1)) == 0;
-            if (power) use_shift(size);
+            if (power)
+                use_power(size / q.ratio);
+            else if (no_ties)
+                use_factor(size / q.ratio);
             divides = !power && !no_ties;
             if (divides) by = static_cast<float>(divisor / q.ratio);
             return;
@@ -118,19 +122,19 @@ struct Requantizer {
         doubt = to_nearest() ? 0.5f - 0x1p-14f : 0x1p-14f;
     }
 
-    // The same for divisors that are small powers of two, on twice as many lanes and without a
-    // product: (sum + offset + (sum >> shift & mask)) >> bits rounds in every way.
-    struct Shift {
+    // For most inherited parameters, on twice as many lanes: (sum + offset + (sum >> shift & mask))
+    // >> bits rounds in every way for divisors that are small powers of two. For odd ones the sum
+    // is first multiplied by factor / 2^16.
+    struct Fixed {
         int bits;  // 0: not a case for it
         int16_t offset, mask;
         int shift;
+        int16_t factor;  // 0: 1
     };
-    Shift shifted{};
+    Fixed fixed{};
 
     // Sums stay below 255 * 128, so that with up to 2^6 added they fit 16 bits.
-    void use_shift(double size) {
-        shifted = {};
-        const double steps = size / q.ratio;
+    void use_power(double steps) {
         if (divisor < 0 || steps < 2 || steps > 128) return;
         int bits = 1;
         while ((1 << bits) < steps) ++bits;
@@ -138,35 +142,51 @@ struct Requantizer {
         const auto below = static_cast<int16_t>(half - 1);
         switch (q.rounding) {
             case Rounding::half_even:
-                shifted = {bits, below, 1, bits};
+                fixed = {bits, below, 1, bits, 0};
                 break;
             case Rounding::half_away:
-                shifted = {bits, half, -1, 15};
+                fixed = {bits, half, -1, 15, 0};
                 break;
             case Rounding::half_up:
-                shifted = {bits, half, 0, 15};
+                fixed = {bits, half, 0, 15, 0};
                 break;
             case Rounding::floor:
-                shifted = {bits, 0, 0, 15};
+                fixed = {bits, 0, 0, 15, 0};
                 break;
             case Rounding::trunc:
-                shifted = {bits, 0, static_cast<int16_t>(half + below), 15};
+                fixed = {bits, 0, static_cast<int16_t>(half + below), 15, 0};
                 break;
         }
     }
 
+    // Without ties: what is closest to one is 1 / (2 * divisor) away from it, and the rounding of
+    // the factor moves no result so far.
+    void use_factor(double steps) {
+        if (divisor < 0 || steps < 5 || steps > 0x1p12) return;
+        int bits = 1;
+        double factor = 0x1p17 / steps;
+        for (; factor < 0x1p14; factor *= 2) ++bits;
+        const double whole = static_cast<double>(static_cast<int64_t>(factor + 0.5));
+        const double error = whole > factor ? whole - factor : factor - whole;
+        if (q.largest * error * q.ratio >= 0.49 * factor) return;
+        fixed = {bits, static_cast<int16_t>(1 << (bits - 1)), 0, 15, static_cast<int16_t>(whole)};
+    }
+
     template <class O>
-    POOLKIT_ONCE void run_shifted(const int16_t* state, int64_t n, O* out) const {
+    POOLKIT_ONCE void run_fixed(const int16_t* state, int64_t n, O* out) const {
         using V = Vec<int16_t>;
         constexpr int width = lanes<int16_t>;
-        const V offset = broadcast<int16_t>(shifted.offset), mask = broadcast<int16_t>(shifted.mask),
+        const V offset = broadcast<int16_t>(fixed.offset), mask = broadcast<int16_t>(fixed.mask),
                 zero = broadcast<int16_t>(static_cast<int16_t>(q.out_zero_point)),
                 low = broadcast<int16_t>(lowest_of<O>()),
                 high = broadcast<int16_t>(highest_of<O>());
-        const int bits = shifted.bits, shift = shifted.shift;
+        const V factor = broadcast<int16_t>(fixed.factor);
+        const int bits = fixed.bits, shift = fixed.shift;
+        const bool scales = fixed.factor != 0;
         requantize_lanes<width>(n, out, [&](int64_t j) {
             const V sum = load<int16_t>(state + j);
-            V value = ((sum + offset + ((sum >> shift) & mask)) >> bits) + zero;
+            V value = scales ? multiply_high(sum, factor) : sum + ((sum >> shift) & mask);
+            value = ((value + offset) >> bits) + zero;
             value = (value > low) ? value : low;
             value = (value < high) ? value : high;
             return __builtin_convertvector(value, typename VectorOf<O, width>::type);
@@ -259,7 +279,7 @@ struct Requantizer {
     template <class A, class O>
     POOLKIT_INLINE void run_any(const A* state, int64_t n, O* out) const {
         if constexpr (same<A, int16_t>)
-            if (shifted.bits) return run_shifted(state, n, out);
+            if (fixed.bits) return run_fixed(state, n, out);
         if (q.rounding != Rounding::half_even)
             run<false, true>(state, n, out);
         else if (doubt != never())
