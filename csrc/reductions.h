@@ -243,6 +243,13 @@ struct QuantizedSum : Adding {
     static POOLKIT_INLINE Vec<A> lift(Vec<A> x, double zero_point) {
         return x - broadcast<A>(static_cast<A>(zero_point));
     }
+    // Unsigned: lanes that nobody looks at may wrap.
+    static POOLKIT_INLINE A merge(A a, A b) {
+        return static_cast<A>(static_cast<Code<A>>(a) + static_cast<Code<A>>(b));
+    }
+    static POOLKIT_INLINE Vec<A> merge(Vec<A> a, Vec<A> b) {
+        return (Vec<A>)((Vec<Code<A>>)a + (Vec<Code<A>>)b);
+    }
 };
 
 template <class R>

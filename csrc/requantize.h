@@ -175,6 +175,7 @@ struct Requantizer {
     template <class O>
     POOLKIT_ONCE void run_fixed(const int16_t* state, int64_t n, O* out) const {
         using V = Vec<int16_t>;
+        using U = Vec<uint16_t>;  // lanes that nobody looks at may wrap
         constexpr int width = lanes<int16_t>;
         const V offset = broadcast<int16_t>(fixed.offset), mask = broadcast<int16_t>(fixed.mask),
                 zero = broadcast<int16_t>(static_cast<int16_t>(q.out_zero_point)),
@@ -185,8 +186,9 @@ struct Requantizer {
         const bool scales = fixed.factor != 0;
         requantize_lanes<width>(n, out, [&](int64_t j) {
             const V sum = load<int16_t>(state + j);
-            V value = scales ? multiply_high(sum, factor) : sum + ((sum >> shift) & mask);
-            value = ((value + offset) >> bits) + zero;
+            V value = (V)((U)sum + (U)((sum >> shift) & mask));
+            if (scales) value = multiply_high(sum, factor);
+            value = ((V)((U)value + (U)offset) >> bits) + zero;
             value = (value > low) ? value : low;
             value = (value < high) ? value : high;
             return __builtin_convertvector(value, typename VectorOf<O, width>::type);
