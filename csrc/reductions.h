@@ -257,4 +257,13 @@ constexpr bool requantizes = false;
 template <class A>
 constexpr bool requantizes<QuantizedSum<A>> = true;
 
+// What, lifted, is the identity.
+template <class R, class A>
+POOLKIT_INLINE A blank(double p) {
+    if constexpr (requantizes<R>)
+        return static_cast<A>(p);
+    else
+        return R::template identity<A>();
+}
+
 }  // namespace

@@ -18,24 +18,6 @@ struct Nothing {
     explicit Nothing(const Geometry&) {}
 };
 
-POOLKIT_INLINE int bit_length(unsigned __int128 x) {
-    const uint64_t high = static_cast<uint64_t>(x >> 64), low = static_cast<uint64_t>(x);
-    if (high) return 128 - __builtin_clzll(high);
-    return low ? 64 - __builtin_clzll(low) : 0;
-}
-
-// The sign of a * 2^shift - b.
-POOLKIT_INLINE int compare(unsigned __int128 a, int shift, unsigned __int128 b) {
-    const int length_a = bit_length(a), length_b = bit_length(b);
-    if (length_a == 0 || length_b == 0) return (length_a > 0) - (length_b > 0);
-    if (length_a + shift != length_b) return length_a + shift < length_b ? -1 : 1;
-    if (shift >= 0)  // as long as the other, so it fits
-        a <<= shift;
-    else
-        b <<= -shift;
-    return a == b ? 0 : a < b ? -1 : 1;
-}
-
 // The rounded |sum * scale / (divisor * out_scale)| with its sign, in whole numbers.
 POOLKIT_ONCE int64_t round_exactly(int64_t sum, double divisor, const Requantization& q) {
     const bool negative = (sum < 0) != (divisor < 0);
@@ -45,15 +27,27 @@ POOLKIT_ONCE int64_t round_exactly(int64_t sum, double divisor, const Requantiza
     constexpr double far = 2048;  // beyond what any clamp leaves
     const double twice = 2.0 * static_cast<double>(a) / static_cast<double>(b) * q.ratio;
     if (!(twice < far)) return negative ? -1024 : 1024;
-    // How many halves there are, and whether there is no rest.
-    uint64_t halves = static_cast<uint64_t>(twice);
-    const auto above = [&](uint64_t h) {
-        const auto rest = static_cast<unsigned __int128>(b) * q.out_mantissa;
-        return compare(static_cast<unsigned __int128>(a) * q.mantissa, q.shift + 1, rest * h);
-    };
-    while (halves > 0 && above(halves) < 0) --halves;
-    while (above(halves + 1) >= 0) ++halves;
-    const bool exact = above(halves) == 0, half = halves & 1;
+    // How many halves there are, and whether there is no rest. Of two numbers that are at most 2^12
+    // apart neither leaves 128 bits when they are brought to one exponent.
+    uint64_t halves = 0;
+    bool exact = false;
+    if (twice >= 0.5) {
+        auto dividend = static_cast<unsigned __int128>(a) * q.mantissa;
+        auto unit = static_cast<unsigned __int128>(b) * q.out_mantissa;
+        const int shift = q.shift + 1;
+        if (shift >= 0)
+            dividend <<= shift;
+        else
+            unit <<= -shift;
+        halves = static_cast<uint64_t>(twice);  // or one more or less
+        auto rest = static_cast<__int128>(dividend - unit * halves);
+        if (rest < 0)
+            --halves, rest += unit;
+        else if (rest >= static_cast<__int128>(unit))
+            ++halves, rest -= unit;
+        exact = rest == 0;
+    }
+    const bool half = halves & 1;
     int64_t rounded = static_cast<int64_t>(halves >> 1);
     switch (q.rounding) {
         case Rounding::half_even:
@@ -292,8 +286,8 @@ struct Requantizer {
 
     // A line of states: one row's divisor, and one for each column, or null.
     template <class A, class O>
-    POOLKIT_ONCE void line(const A* state, int64_t n, double row, const double* columns,
-                           bool uniform, O* out) {
+    POOLKIT_INLINE void line(const A* state, int64_t n, double row, const double* columns,
+                             bool uniform, O* out) {
         for (int64_t j = 0; j < n;) {
             int64_t end = n;
             if (columns && !uniform)

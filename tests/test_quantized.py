@@ -59,7 +59,9 @@ def seen(axes: int, window: Window, dtype: str) -> np.ndarray:
     def counted(values: list[Any], padded: int) -> tuple[int, int, int]:
         return sum(int(v) for v in values), len(values), padded
 
-    return pool_reference(codes(SHAPES[axes], dtype), positions_of(window, SHAPES[axes][2:]), counted)
+    return pool_reference(
+        codes(SHAPES[axes], dtype), positions_of(window, SHAPES[axes][2:]), counted
+    )
 
 
 def by_oracle(
@@ -303,9 +305,7 @@ def test_max_and_min_are_exact(dtype: str) -> None:
         for name in ("adaptive_max", "global_max"):
             given = (3,) if name == "adaptive_max" else ()
             ours = getattr(quantized, f"{name}_pool{axes}d")(q, *given)
-            np.testing.assert_array_equal(
-                ours, getattr(poolkit, f"{name}_pool{axes}d")(q, *given)
-            )
+            np.testing.assert_array_equal(ours, getattr(poolkit, f"{name}_pool{axes}d")(q, *given))
             assert ours.dtype == dtype
     flat = quantized.global_max_pool2d(codes((2, 3, 4, 4), dtype), keepdim=False)
     assert flat.shape == (2, 3)
@@ -416,9 +416,7 @@ def test_against_the_average_of_onnx_runtime(
         pads=[1, 1, 1, 1], count_include_pad=int(include),
     )  # fmt: skip
     options: dict[str, Any] = {"count_include_pad": include}
-    ours = quantized.avg_pool2d(
-        q, 3, 2, 1, qparams=qparams, out_qparams=out_qparams, **options
-    )
+    ours = quantized.avg_pool2d(q, 3, 2, 1, qparams=qparams, out_qparams=out_qparams, **options)
     real = quantized.dequantize(q, qparams, "float64")
     steps = poolkit.avg_pool2d(real, 3, 2, 1, **options) / out_qparams.scale
     assert_close_but_at_ties(ours, theirs, steps)
@@ -549,9 +547,7 @@ def test_torch_has_the_bits_of_numpy(axes: int, window: Window, dtype: str) -> N
         assert str(got.dtype) == f"torch.{dtype}"
         np.testing.assert_array_equal(got.numpy(), want)
         behind = torch.from_numpy(np.moveaxis(q, 1, -1).copy())
-        got = quantized.pool(
-            behind, window, reduction, ndim=axes, channels_last=True, **options
-        )
+        got = quantized.pool(behind, window, reduction, ndim=axes, channels_last=True, **options)
         np.testing.assert_array_equal(np.moveaxis(got.numpy(), -1, 1), want)
         strange = torch.from_numpy(q).transpose(0, -1).contiguous().transpose(0, -1)
         got = quantized.pool(strange, window, reduction, ndim=axes, **options)
@@ -606,7 +602,9 @@ def test_torch_operator_is_well_formed() -> None:
     assert fake.shape == (2, 3, 4, 4)
     assert fake.dtype == torch.int8
     stacked = torch.stack([q, q.flip(0)], dim=1)
-    mapped = torch.vmap(lambda one: quantized.pool(one, Sliding(2), "mean", ndim=2, **TO), 1)(stacked)
+    mapped = torch.vmap(lambda one: quantized.pool(one, Sliding(2), "mean", ndim=2, **TO), 1)(
+        stacked
+    )
     assert torch.equal(mapped[0], quantized.pool(q, Sliding(2), "mean", **TO))
     assert torch.equal(mapped[1], quantized.pool(q.flip(0), Sliding(2), "mean", **TO))
 
