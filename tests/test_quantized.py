@@ -1,4 +1,4 @@
-"""Pooling of quantized values: against exact fractions, between paths, and against other runtimes."""
+"""Pooling of quantized values: against exact fractions, between paths, and other runtimes."""
 
 from __future__ import annotations
 
@@ -303,9 +303,9 @@ def test_max_and_min_are_exact(dtype: str) -> None:
             outside = quantized.pool(worst, Sliding(2, padding=((3, 3),) * axes), kind)
             assert (outside == extreme).all()
         for name in ("adaptive_max", "global_max"):
-            given = (3,) if name == "adaptive_max" else ()
-            ours = getattr(quantized, f"{name}_pool{axes}d")(q, *given)
-            np.testing.assert_array_equal(ours, getattr(poolkit, f"{name}_pool{axes}d")(q, *given))
+            sizes = (3,) if name == "adaptive_max" else ()
+            ours = getattr(quantized, f"{name}_pool{axes}d")(q, *sizes)
+            np.testing.assert_array_equal(ours, getattr(poolkit, f"{name}_pool{axes}d")(q, *sizes))
             assert ours.dtype == dtype
     flat = quantized.global_max_pool2d(codes((2, 3, 4, 4), dtype), keepdim=False)
     assert flat.shape == (2, 3)
@@ -438,7 +438,7 @@ def test_against_the_maximum_of_onnx_runtime(dtype: str) -> None:
 
 def test_where_onnx_runtime_is_wrong() -> None:
     """What hangs over the end in ceil_mode is no position: a constant map stays constant. ONNX
-    Runtime divides by the whole window (should this fail, it has been mended: say so in the docs)."""
+    Runtime divides by the whole window. (Should this fail, it was mended: say so in the docs.)"""
     q = np.full((1, 1, 4, 4), 10, dtype=np.uint8)
     one = QParams(1.0, 0)
     ours = quantized.avg_pool2d(q, 3, 2, ceil_mode=True, qparams=one)
@@ -596,8 +596,8 @@ def test_torch_operator_is_well_formed() -> None:
     run = torch.ops.poolkit.quantized_pool.default
     quantized.pool(q, Sliding(2), "mean", **TO)  # registers it
     arguments = ("Sliding(3, stride=2, padding=1)", "Mean()", 2, 0.1, 3, 0.0625, 9, "half_even")
-    for given in (q, q.contiguous(memory_format=torch.channels_last)):
-        torch.library.opcheck(run, (given, *arguments))
+    for laid_out in (q, q.contiguous(memory_format=torch.channels_last)):
+        torch.library.opcheck(run, (laid_out, *arguments))
     fake = run(q.to("meta"), *arguments)
     assert fake.shape == (2, 3, 4, 4)
     assert fake.dtype == torch.int8
