@@ -166,27 +166,61 @@ struct Requantizer {
         fixed = {bits, static_cast<int16_t>(1 << (bits - 1)), 0, 15, static_cast<int16_t>(whole)};
     }
 
+    // What `fixed` does to vectors of sums. put(j, v) stores results j ... of n.
     template <class O>
-    POOLKIT_ONCE void run_fixed(const int16_t* state, int64_t n, O* out) const {
+    struct PutFixed {
         using V = Vec<int16_t>;
         using U = Vec<uint16_t>;  // lanes that nobody looks at may wrap
-        constexpr int width = lanes<int16_t>;
-        const V offset = broadcast<int16_t>(fixed.offset), mask = broadcast<int16_t>(fixed.mask),
-                zero = broadcast<int16_t>(static_cast<int16_t>(q.out_zero_point)),
-                low = broadcast<int16_t>(lowest_of<O>()),
-                high = broadcast<int16_t>(highest_of<O>());
-        const V factor = broadcast<int16_t>(fixed.factor);
-        const int bits = fixed.bits, shift = fixed.shift;
-        const bool scales = fixed.factor != 0;
-        requantize_lanes<width>(n, out, [&](int64_t j) {
-            const V sum = load<int16_t>(state + j);
+        static constexpr int width = lanes<int16_t>;
+        V offset, mask, zero, factor, low, high;
+        int bits, shift;
+        bool scales;
+        O* to;
+        int64_t n;
+
+        POOLKIT_INLINE auto rounded(V sum) const {
             V value = (V)((U)sum + (U)((sum >> shift) & mask));
             if (scales) value = multiply_high(sum, factor);
             value = ((V)((U)value + (U)offset) >> bits) + zero;
             value = (value > low) ? value : low;
             value = (value < high) ? value : high;
             return __builtin_convertvector(value, typename VectorOf<O, width>::type);
-        });
+        }
+        POOLKIT_INLINE void operator()(int64_t j, V sum) const {
+            const auto done = rounded(sum);
+            if (j + width <= n) {
+                memcpy(to + j, &done, sizeof done);
+            } else {
+                O lane[width];
+                memcpy(lane, &done, sizeof done);
+                for (int64_t i = j; i < n; ++i) to[i] = lane[i - j];
+            }
+        }
+    };
+
+    template <class O>
+    POOLKIT_INLINE PutFixed<O> put_fixed(O* to, int64_t n) const {
+        return {broadcast<int16_t>(fixed.offset),
+                broadcast<int16_t>(fixed.mask),
+                broadcast<int16_t>(static_cast<int16_t>(q.out_zero_point)),
+                broadcast<int16_t>(fixed.factor),
+                broadcast<int16_t>(lowest_of<O>()),
+                broadcast<int16_t>(highest_of<O>()),
+                fixed.bits,
+                fixed.shift,
+                fixed.factor != 0,
+                to,
+                n};
+    }
+
+    template <class O>
+    POOLKIT_ONCE void run_fixed(const int16_t* state, int64_t n, O* out) const {
+        const PutFixed<O> put = put_fixed(out, n);
+        constexpr int width = lanes<int16_t>;
+        int64_t j = 0;
+        for (; j + width <= n; j += width) put(j, load<int16_t>(state + j));
+        if (j < n)
+            put(n >= width ? n - width : 0, load<int16_t>(state + (n >= width ? n - width : 0)));
     }
 
     // Stores vectors of results, made by requantized(j), over out[0, n) and nowhere else.

@@ -289,29 +289,6 @@ POOLKIT_ONCE void within_doubling(A* line, int64_t outputs, int64_t taps, int64_
     }
 }
 
-// Sums of neighbours, each less a zero point, of 8-bit values: as halves of 16 bits (little-endian)
-// they need no widening, in half the instructions. At least `lanes` of them.
-template <class S>
-POOLKIT_ONCE void add_pairs(const S* from, int64_t n, double zero_point, int16_t* out) {
-    using V = Vec<int16_t>;
-    const V both = broadcast<int16_t>(static_cast<int16_t>(2 * zero_point));
-    const auto pairs = [&](int64_t i) {
-        V v, first, second;
-        memcpy(&v, from + 2 * i, sizeof v);
-        if constexpr (same<S, int8_t>) {
-            first = (v << 8) >> 8;
-            second = v >> 8;
-        } else {
-            first = v & 0xff;
-            second = (V)((Vec<uint16_t>)v >> 8);
-        }
-        store<int16_t>(out + i, first + second - both);
-    };
-    int64_t i = 0;
-    for (; i + lanes<int16_t> <= n; i += lanes<int16_t>) pairs(i);
-    if (i < n) pairs(n - lanes<int16_t>);
-}
-
 template <class A>
 POOLKIT_INLINE void even_odd(const A* from, Vec<A>& evens, Vec<A>& odds) {
     const Vec<A> a = load<A>(from), b = load<A>(from + lanes<A>);
@@ -478,13 +455,6 @@ POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1
         for (int64_t o = o0; o < o1; ++o)
             out[o - o0] = fold_span<R, A>(line + axis.begin[o], axis.count[o], axis.step, p);
         return scans<R, S>;
-    }
-    if constexpr (requantizes<R> && same<A, int16_t>) {
-        if (axis.stride == 2 && axis.taps == 2 && axis.step == 1 && o0 >= axis.full_begin &&
-            o1 <= axis.full_end && o1 - o0 >= lanes<A>) {
-            add_pairs(line + 2 * o0 + axis.offset, o1 - o0, p, out);
-            return false;
-        }
     }
     if constexpr (same<A, S> && R::plain) {
         // Where no more than two windows are clipped, the others are read in place, and those are
