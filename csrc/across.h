@@ -45,9 +45,10 @@ template <class R, class Lines>
 struct ShortLines {
     const Lines& lines;
     int64_t columns;
+    double p;
     template <class A>
     POOLKIT_INLINE Vec<A> at(int64_t i, int64_t) const {
-        return load_first<A>(lines[i], columns, broadcast<A>(R::template identity<A>()));
+        return load_first<A>(lines[i], columns, broadcast<A>(blank<R, A>(p)));
     }
 };
 
@@ -118,7 +119,7 @@ POOLKIT_INLINE void across_to(const Lines& lines, int64_t count, int64_t n, doub
     if (j == n) return;
     Vec<A> acc[1];
     if constexpr (Lift)
-        merge_tree<R, A, Lift, 1>(ShortLines<R, Lines>{lines, n}, 0, count, 0, p, acc);
+        merge_tree<R, A, Lift, 1>(ShortLines<R, Lines>{lines, n, p}, 0, count, 0, p, acc);
     else  // states: there is slack behind every line
         merge_tree<R, A, Lift, 1>(lines, 0, count, 0, p, acc);
     put(0, acc[0]);
@@ -291,7 +292,7 @@ POOLKIT_ONCE void slide(const Lines& lines, int64_t outputs, int64_t n, double p
     if (j < n && n >= width)
         slide_column<R, A, Lift, K, Stride>(lines, outputs, n - width, p, out, pitch);
     else if (j < n)
-        slide_column<R, A, Lift, K, Stride>(ShortLines<R, Lines>{lines, n}, outputs, 0, p, out,
+        slide_column<R, A, Lift, K, Stride>(ShortLines<R, Lines>{lines, n, p}, outputs, 0, p, out,
                                             pitch);
 }
 

@@ -57,6 +57,8 @@ NB_MODULE(_native, m) {
             "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "sizes"_a, "begins"_a, "counts"_a,
             "steps"_a, "divisors"_a, "activation"_a, "parameter"_a, "behind"_a)
         .def_prop_ro("position_bytes", &poolkit::Plan::position_bytes)
+        .def("requantize", &poolkit::Plan::requantize, "scale"_a, "out_scale"_a, "out_zero_point"_a,
+             "rounding"_a)
         // Addresses of contiguous arrays; the caller keeps them alive and has checked their sizes.
         .def("forward",
              [](const poolkit::Plan& plan, uintptr_t x, uintptr_t out, uintptr_t positions,

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <utility>
 
@@ -368,6 +370,26 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
     const Activation* applied = find_activation(table(), activation_.name, dtype_);
     if (!applied) throw std::invalid_argument("no such activation");
     if (activation_.behind && applied->mark) ++geometry_.positions, ++simple_.positions;
+}
+
+void Plan::requantize(double scale, double out_scale, int out_zero_point,
+                      const std::string& rounding) {
+    const char* const names[] = {"half_even", "half_away", "half_up", "floor", "trunc"};
+    const auto* name = std::find(std::begin(names), std::end(names), rounding);
+    if (name == std::end(names)) throw std::invalid_argument("no such rounding");
+    int exponent, out_exponent;
+    const auto whole = [](double mantissa) {
+        return static_cast<uint64_t>(std::ldexp(mantissa, 53));
+    };
+    Requantization to{};
+    to.ratio = scale / out_scale;
+    to.mantissa = whole(std::frexp(scale, &exponent));
+    to.out_mantissa = whole(std::frexp(out_scale, &out_exponent));
+    to.shift = exponent - out_exponent;
+    to.out_zero_point = out_zero_point;
+    to.rounding = static_cast<Rounding>(name - std::begin(names));
+    to.largest = 255.0 * static_cast<double>(geometry_.positions);
+    geometry_.requantization = simple_.requantization = to;
 }
 
 int Plan::position_bytes() const {

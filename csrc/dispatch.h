@@ -45,6 +45,10 @@ class Plan {
     Plan(const Plan&) = delete;
     Plan& operator=(const Plan&) = delete;
 
+    // For a kernel of quantized values: from steps of `scale` to steps of `out_scale`. The zero
+    // point of the input is the exponent.
+    void requantize(double scale, double out_scale, int out_zero_point,
+                    const std::string& rounding);
     // With the activation, if there is one. One behind the pooling that ends gradients marks the
     // positions where it did with a code of their own.
     void forward(const void* x, void* out, void* positions, int64_t outer, int64_t inner,

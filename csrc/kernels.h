@@ -37,11 +37,24 @@ struct Axis {
     int64_t transposed_most;  // outputs that see any one input
 };
 
+enum class Rounding : int32_t { half_even, half_away, half_up, floor, trunc };
+
+// From sums in steps of `scale` to means in steps of `out_scale`.
+struct Requantization {
+    double ratio;                     // scale / out_scale
+    uint64_t mantissa, out_mantissa;  // of the two scales, whole numbers of 53 bits,
+    int32_t shift;                    // and the exponent of the one less that of the other
+    int32_t out_zero_point;
+    Rounding rounding;
+    double largest;  // no sum is larger
+};
+
 struct Geometry {
     int axes;
     Axis axis[kMaxAxes];
-    double exponent;    // of a norm
+    double exponent;    // of a norm; for quantized values their zero point
     int64_t positions;  // how many position codes there are: the product of the taps, or one more
+    Requantization requantization;
 };
 
 // One call's part for one thread: tasks [first, last) of count_tasks().

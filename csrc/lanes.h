@@ -135,6 +135,35 @@ POOLKIT_INLINE S narrow(A x) {
 
 // --- loads and stores ---------------------------------------------------------------------------
 
+// What the machine widens at once the compiler does in halves.
+template <class A, class S, class Part>
+POOLKIT_INLINE Vec<A> widen_lanes(Part part) {
+#if defined(__AVX512F__)
+    if constexpr (same<S, int8_t> && same<A, int16_t>)
+        return (Vec<A>)_mm512_maskz_cvtepi8_epi16(~__mmask32{0}, (__m256i)part);
+    if constexpr (same<S, uint8_t> && same<A, int16_t>)
+        return (Vec<A>)_mm512_maskz_cvtepu8_epi16(~__mmask32{0}, (__m256i)part);
+    if constexpr (same<S, int8_t> && same<A, int32_t>)
+        return (Vec<A>)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)part);
+    if constexpr (same<S, uint8_t> && same<A, int32_t>)
+        return (Vec<A>)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)part);
+    if constexpr (same<S, int16_t> && same<A, int32_t>)
+        return (Vec<A>)_mm512_maskz_cvtepi16_epi32(0xffff, (__m256i)part);
+#elif defined(__AVX2__)
+    if constexpr (same<S, int8_t> && same<A, int16_t>)
+        return (Vec<A>)_mm256_cvtepi8_epi16((__m128i)part);
+    if constexpr (same<S, uint8_t> && same<A, int16_t>)
+        return (Vec<A>)_mm256_cvtepu8_epi16((__m128i)part);
+    if constexpr (same<S, int8_t> && same<A, int32_t>)
+        return (Vec<A>)_mm256_cvtepi8_epi32(_mm_set_epi64x(0, bit_cast<int64_t>(part)));
+    if constexpr (same<S, uint8_t> && same<A, int32_t>)
+        return (Vec<A>)_mm256_cvtepu8_epi32(_mm_set_epi64x(0, bit_cast<int64_t>(part)));
+    if constexpr (same<S, int16_t> && same<A, int32_t>)
+        return (Vec<A>)_mm256_cvtepi16_epi32((__m128i)part);
+#endif
+    return __builtin_convertvector(part, Vec<A>);
+}
+
 // lanes<A> elements of storage S, as vector of A.
 template <class A, class S>
 POOLKIT_INLINE Vec<A> load(const S* from) {
@@ -161,7 +190,7 @@ POOLKIT_INLINE Vec<A> load(const S* from) {
     } else {
         typename VectorOf<S, n>::type part;
         memcpy(&part, from, sizeof part);
-        return __builtin_convertvector(part, Vec<A>);
+        return widen_lanes<A, S>(part);
     }
 }
 
@@ -303,6 +332,19 @@ POOLKIT_INLINE Vec<A> square_root(Vec<A> v) {
 #endif
     for (int i = 0; i < lanes<A>; ++i) v[i] = __builtin_sqrt(v[i]);
     return v;
+}
+
+// The upper halves of the products.
+POOLKIT_INLINE Vec<int16_t> multiply_high(Vec<int16_t> a, Vec<int16_t> b) {
+#if defined(__AVX512F__)
+    return (Vec<int16_t>)_mm512_mulhi_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Vec<int16_t>)_mm256_mulhi_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (Vec<int16_t>)_mm_mulhi_epi16((__m128i)a, (__m128i)b);
+#endif
+    for (int i = 0; i < lanes<int16_t>; ++i) a[i] = static_cast<int16_t>((a[i] * b[i]) >> 16);
+    return a;
 }
 
 // Cube roots of lanes that are 0 or normal numbers above it, to 1 unit in the last place: the bits

@@ -1,6 +1,7 @@
 // The drivers: which lines are reduced in which order, and what becomes of the states.
 #pragma once
 
+#include "requantize.h"
 #include "within.h"
 
 namespace {
@@ -125,7 +126,7 @@ class Pooling {
     using C = Code<A>;
 
     Pooling(const Geometry& geometry, int64_t inner_size, Arena arena)
-        : g(geometry), inner(inner_size), last(geometry.axes - 1) {
+        : g(geometry), inner(inner_size), last(geometry.axes - 1), requantizer(geometry) {
         length[g.axes] = inner;
         extent[g.axes] = inner;
         for (int a = last; a >= 0; --a) {
@@ -245,6 +246,7 @@ class Pooling {
     const Geometry& g;
     int64_t inner;
     int last;
+    typename Choose<requantizes<R>, Requantizer, Nothing>::type requantizer;
     Walk walk;
     int64_t length[kMaxAxes + 1];  // outputs of axes a.. with what is behind them
     int64_t extent[kMaxAxes + 1];  // inputs of the same
@@ -274,7 +276,12 @@ class Pooling {
     // Whether a state is already the result.
     static constexpr bool direct_result = same<A, O> && R::positions;
     // Whether a vector of states becomes a vector of results.
-    static constexpr bool in_lanes = !same<A, int64_t> && !same<R, SumPower>;
+    static constexpr bool in_lanes = !same<A, int64_t> && !same<R, SumPower> && !requantizes<R>;
+
+    // Whether a state may become its result in a few steps of 16 bits.
+    static constexpr bool fixed_point = requantizes<R> && same<A, int16_t>;
+
+    static bool divides_alike(const Axis& axis) { return !axis.divisor || axis.divisor_uniform; }
 
     double divisor(int a, int64_t o) const {
         return g.axis[a].divisor ? g.axis[a].divisor[o] : 1.0;
@@ -449,6 +456,12 @@ class Pooling {
         } else if constexpr (in_lanes) {
             across_to<R, A, true>(window, count, inner, g.exponent, put_to(out + at, inner, by));
         } else {
+            if constexpr (fixed_point) {
+                requantizer.use(by);
+                if (requantizer.fixed.bits)
+                    return across_to<R, A, true>(window, count, inner, g.exponent,
+                                                 requantizer.put_fixed(out + at, inner));
+            }
             across<R, A, true>(window, count, inner, g.exponent, state);
             finish(state, inner, by, nullptr, out + at);
         }
@@ -510,7 +523,7 @@ class Pooling {
     void run_down(const S* x, O* out, const Part& part) {
         const Axis& down = g.axis[last - 1];
         for (int64_t j = 0; j < g.axis[last].size + slack; ++j)
-            nothing[j] = narrow<S>(R::template identity<A>());
+            nothing[j] = narrow<S>(blank<R, A>(g.exponent));
         pad_rows(column, block);
         const auto pool_rows = [&](const S* from, int64_t slab, int64_t o, int64_t n, O* to) {
             const double by = last == 2 ? divisor(0, slab) : 1.0;
@@ -655,6 +668,16 @@ class Pooling {
                                   by * columns * divisor(last - 1, o + r));
                 });
         }
+        if constexpr (fixed_point) {
+            if (row.regular && row.taps <= kLongSpan && divides_alike(row) &&
+                divides_alike(g.axis[last - 1])) {
+                requantizer.use(by * divisor(last - 1, o) * (row.divisor ? row.divisor[0] : 1.0));
+                if (requantizer.fixed.bits)
+                    return reduce_rows_by<Columns>(n, [&](int64_t r) {
+                        return requantizer.put_fixed(out + r * outputs, outputs);
+                    });
+            }
+        }
         const int64_t stored = round_up(outputs, lanes<A>);
         A* states = wide + block * pitch + row.taps * row.step + 8 * lanes<A>;
         if (row.regular && (row.taps <= kLongSpan || row.stride == 1)) {
@@ -741,7 +764,10 @@ class Pooling {
 
     POOLKIT_ONCE void finish(const A* from, int64_t n, double row, const double* columns, O* to) {
         const bool uniform = g.axis[last].divisor_uniform;
-        finish_line<R, A, O>(from, n, row, columns, uniform, g.exponent, to);
+        if constexpr (requantizes<R>)
+            return requantizer.line(from, n, row, columns, uniform, to);
+        else
+            finish_line<R, A, O>(from, n, row, columns, uniform, g.exponent, to);
     }
 
     // Output o of axis a: the slabs that it sees, each reduced along the axes behind (once: they

@@ -229,4 +229,41 @@ struct SumPower : Adding {
     }
 };
 
+// Sums of quantized values less their zero point, which the finish makes a mean in the same type
+// (requantize.h). In A the sums of all windows fit: `short` holds those of 128 values of 8 bits.
+template <class A>
+struct QuantizedSum : Adding {
+    template <class S>
+    static constexpr bool accepts = same<S, int8_t> || same<S, uint8_t>;
+    template <class S>
+    using Accumulator = A;
+    static POOLKIT_INLINE A lift(A x, double zero_point) {
+        return static_cast<A>(x - static_cast<A>(zero_point));
+    }
+    static POOLKIT_INLINE Vec<A> lift(Vec<A> x, double zero_point) {
+        return x - broadcast<A>(static_cast<A>(zero_point));
+    }
+    // Unsigned: lanes that nobody looks at may wrap.
+    static POOLKIT_INLINE A merge(A a, A b) {
+        return static_cast<A>(static_cast<Code<A>>(a) + static_cast<Code<A>>(b));
+    }
+    static POOLKIT_INLINE Vec<A> merge(Vec<A> a, Vec<A> b) {
+        return (Vec<A>)((Vec<Code<A>>)a + (Vec<Code<A>>)b);
+    }
+};
+
+template <class R>
+constexpr bool requantizes = false;
+template <class A>
+constexpr bool requantizes<QuantizedSum<A>> = true;
+
+// What, lifted, is the identity.
+template <class R, class A>
+POOLKIT_INLINE A blank(double p) {
+    if constexpr (requantizes<R>)
+        return static_cast<A>(p);
+    else
+        return R::template identity<A>();
+}
+
 }  // namespace

@@ -57,6 +57,7 @@ POOLKIT_INLINE Vec<A> fold_to_lanes(const S* from, int64_t n, double p) {
     if (whole > 0) acc = fold_wides<R, A>(from, whole, p);
     if (rest > 0) {
         const Vec<A> nothing = broadcast<A>(R::template identity<A>());
+        const Vec<A> unlifted = broadcast<A>(blank<R, A>(p));
         Wide<A> last;
         for (int i = 0; i < Wide<A>::parts; ++i) {
             const int64_t left = rest - i * lanes<A>;
@@ -65,7 +66,7 @@ POOLKIT_INLINE Vec<A> fold_to_lanes(const S* from, int64_t n, double p) {
             if (left >= lanes<A>)
                 last.v[i] = R::lift(load<A>(part), p);
             else if (left > 0)
-                last.v[i] = R::lift(load_first<A>(part, left, nothing), p);
+                last.v[i] = R::lift(load_first<A>(part, left, unlifted), p);
         }
         if (whole > 0)
             merge_wide<R>(acc, last);

@@ -9,6 +9,7 @@ Pooling is a window (which positions are seen) times a reduction (how they becom
 
 from typing import TYPE_CHECKING, Any
 
+from . import quantized
 from .activations import (
     GELU,
     Activation,
@@ -91,6 +92,7 @@ __all__ = [
     "optimize",
     "pool",
     "pool_with_indices",
+    "quantized",
     "set_num_threads",
     "use_isa",
 ]

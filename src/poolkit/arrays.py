@@ -20,7 +20,8 @@ _ERF = np.frompyfunc(math.erf, 1, 1)
 
 
 class Arrays(Protocol):
-    """The vocabulary. `axis` is always the last one unless it is given."""
+    """The vocabulary. `axis` is always the last one unless it is given; `rank` counts the sorted
+    edges that are at most x."""
 
     def cast(self, x: Array, dtype: str) -> Array: ...
     def index(self, positions: np.ndarray, like: Array) -> Array: ...
@@ -51,6 +52,7 @@ class Arrays(Protocol):
     def largest(self, x: Array) -> Array: ...
     def smallest(self, x: Array) -> Array: ...
     def bounds(self, x: Array) -> tuple[int, int]: ...
+    def rank(self, x: Array, edges: np.ndarray) -> Array: ...
 
 
 class NumpyArrays:
@@ -145,6 +147,9 @@ class NumpyArrays:
 
     def bounds(self, x: Array) -> tuple[int, int]:
         return int(x.min()), int(x.max())
+
+    def rank(self, x: Array, edges: np.ndarray) -> Array:
+        return np.searchsorted(edges, x, side="right")
 
 
 class TorchArrays:
@@ -242,6 +247,9 @@ class TorchArrays:
     def bounds(self, x: Array) -> tuple[int, int]:
         low, high = x.aminmax()
         return int(low), int(high)
+
+    def rank(self, x: Array, edges: np.ndarray) -> Array:
+        return self.torch.bucketize(x, self.index(edges, x), right=True)
 
 
 _NUMPY = NumpyArrays()

@@ -18,7 +18,7 @@ from .dtypes import DType, dtype_of
 from .reductions import Activated, Max, Reduction, Seen
 from .windows import Spans
 
-__all__ = ["composite", "composite_indices"]
+__all__ = ["composite", "composite_indices", "outer_product"]
 
 
 def composite(
@@ -42,7 +42,7 @@ def _composite(
     working = reduction.working_dtype(dtype)
     x = xp.cast(reduction.prepare(xp, x), working)
     trailing = int(channels_last)
-    inside = _outer_product([span.count for span in axes], trailing)
+    inside = outer_product([span.count for span in axes], trailing)
     if reduction.whole_span:
         values, seen = _gather(xp, x, axes, trailing)
         result = reduction.select(xp, values, xp.index(seen, x), xp.index(inside, x))
@@ -54,12 +54,12 @@ def _composite(
         for place in reversed(range(len(axes))):
             axis = x.ndim - trailing - len(axes) + place
             state = _merge_axis(xp, state, identity, axes[place], axis, reduction)
-        padded = _outer_product([span.padded for span in axes], trailing)
+        padded = outer_product([span.padded for span in axes], trailing)
         result = reduction.finish(xp, state, Seen(xp.index(inside, x), xp.index(padded, x)))
     return xp.cast(result, reduction.result_dtype(dtype))
 
 
-def _outer_product(counts: Sequence[np.ndarray], trailing: int) -> np.ndarray:
+def outer_product(counts: Sequence[np.ndarray], trailing: int) -> np.ndarray:
     """Positions seen by each output: the product over the axes."""
     product = np.ones((), dtype=np.int64)
     for count in counts:

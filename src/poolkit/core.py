@@ -29,13 +29,17 @@ from .windows import Window, as_window
 
 __all__ = [
     "Explanation",
+    "axes_of",
     "beyond_64_bits",
     "check_array",
+    "checked_numpy",
     "explain",
     "join_grids",
+    "layout_of",
     "pool",
     "pool_with_indices",
     "runner_of",
+    "spatial_shape",
 ]
 
 
@@ -86,7 +90,7 @@ def pool(
         runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
-        spatial_axes = _spatial_axes(x, window, ndim, channels_last)
+        spatial_axes = axes_of(x, window, ndim, channels_last)
         return runner.pool(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
         raise error.pooling(x, window, reduction) from None
@@ -125,7 +129,7 @@ def pool_with_indices(
             raise PoolTypeError("only Max and Min have positions", "Use pool() instead")
         if window.joined:
             raise PoolTypeError("the grids of a pyramid have no common positions", "Use one grid")
-        spatial_axes = _spatial_axes(x, window, ndim, channels_last)
+        spatial_axes = axes_of(x, window, ndim, channels_last)
         return runner.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
         raise error.pooling(x, window, reduction) from None
@@ -167,7 +171,7 @@ def check_array(x: Any) -> None:
         )
 
 
-def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
+def axes_of(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
     """The number of spatial axes, from the argument, the window, or the rank."""
     check_array(x)
     rank = x.ndim
@@ -188,7 +192,7 @@ def _spatial_axes(x: Array, window: Window, ndim: int | None, channels_last: boo
     return axes
 
 
-def _spatial_shape(x: Array, axes: int, channels_last: bool) -> tuple[int, ...]:
+def spatial_shape(x: Array, axes: int, channels_last: bool) -> tuple[int, ...]:
     end = x.ndim - int(channels_last)
     return tuple(x.shape[end - axes : end])
 
@@ -196,7 +200,7 @@ def _spatial_shape(x: Array, axes: int, channels_last: bool) -> tuple[int, ...]:
 def _plans(
     x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> list[Plan]:
-    shape, dtype = _spatial_shape(x, axes, channels_last), dtype_of(x)
+    shape, dtype = spatial_shape(x, axes, channels_last), dtype_of(x)
     return [plan_for(grid, reduction, shape, dtype.name) for grid in window.grids()]
 
 
@@ -213,7 +217,7 @@ def _check_numpy(x: Any) -> None:
     dtype_of(x)
 
 
-def _checked_numpy(x: Any) -> np.ndarray:
+def checked_numpy(x: Any) -> np.ndarray:
     _check_numpy(x)
     x = np.asarray(x)  # a subclass may compute in ways of its own
     if x.flags.c_contiguous and x.flags.aligned:
@@ -225,7 +229,7 @@ def _checked_numpy(x: Any) -> np.ndarray:
 def _pool_numpy(
     x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> np.ndarray:
-    x = _checked_numpy(x)
+    x = checked_numpy(x)
     if isinstance(reduction, Activated) and not reduction.fused:
         reduction.result_dtype(dtype_of(x))  # refuses what is not floating
         with np.errstate(all="ignore"):
@@ -272,7 +276,7 @@ def beyond_64_bits(x: Array, plan: Plan, channels_last: bool = False) -> Array |
     return xp.cast(result, plan.result)
 
 
-def _layout(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...], int, int]:
+def layout_of(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...], int, int]:
     """The result's shape, and the sizes in front of and behind the spatial axes."""
     end = x.ndim - int(channels_last)
     lead, inner = tuple(x.shape[: end - len(plan.axes)]), tuple(x.shape[end:])
@@ -280,7 +284,7 @@ def _layout(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...],
 
 
 def _run_numpy(plan: Plan, x: np.ndarray, channels_last: bool) -> np.ndarray:
-    shape, outer, inner = _layout(x, plan, channels_last)
+    shape, outer, inner = layout_of(x, plan, channels_last)
     out = np.empty(shape, dtype=plan.result)
     assert plan.native is not None
     plan.native.forward(x.ctypes.data, out.ctypes.data, 0, outer, inner, kernels.num_threads())
@@ -290,7 +294,7 @@ def _run_numpy(plan: Plan, x: np.ndarray, channels_last: bool) -> np.ndarray:
 def _pool_with_indices_numpy(
     x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    x = _checked_numpy(x)
+    x = checked_numpy(x)
     (plan,) = _plans(x, window, reduction, axes, channels_last)
     if plan.has_empty_windows:
         raise PoolValueError(
@@ -300,7 +304,7 @@ def _pool_with_indices_numpy(
     if plan.native is None:
         values = composite(x, plan.axes, reduction, channels_last=channels_last)
         return values, composite_indices(x, plan.axes, reduction, channels_last=channels_last)
-    shape, outer, inner = _layout(x, plan, channels_last)
+    shape, outer, inner = layout_of(x, plan, channels_last)
     threads = kernels.num_threads()
     out = np.empty(shape, dtype=plan.result)
     positions = np.empty(shape, dtype=f"uint{8 * plan.native.position_bytes}")
@@ -368,17 +372,17 @@ def explain(
     try:
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
-        axes = _spatial_axes(x, window, ndim, channels_last)
+        axes = axes_of(x, window, ndim, channels_last)
         if not is_torch_tensor(x):
             _check_numpy(x)
         if isinstance(reduction, Activated) and not reduction.fused:
             reduction.result_dtype(dtype_of(x))
             reduction = reduction.inner
         plans = _plans(x, window, reduction, axes, channels_last)
-        shape, _, _ = _layout(x, plans[0], channels_last)
+        shape, _, _ = layout_of(x, plans[0], channels_last)
         if window.joined:
             lead = x.ndim - axes - int(channels_last)
-            spatial = _spatial_shape(x, axes, channels_last)
+            spatial = spatial_shape(x, axes, channels_last)
             shape = (*x.shape[:lead], *window.output_shape(spatial), *x.shape[lead + axes :])
         threads = kernels.num_threads()
         if is_torch_tensor(x):

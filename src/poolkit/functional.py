@@ -68,7 +68,7 @@ GLOBAL = Global()
 _windows: dict[tuple[Any, ...], Window] = {}
 
 
-def _sliding(
+def sliding(
     input: Array,
     reduction: Any,
     ndim: int,
@@ -141,7 +141,7 @@ def _check_torch_padding(window: Sliding, ndim: int) -> None:
             )
 
 
-def _check_rank(input: Array, ndim: int) -> None:
+def check_rank(input: Array, ndim: int) -> None:
     check_array(input)
     rank = input.ndim
     if rank == ndim + 2 or rank == ndim + 1:
@@ -163,7 +163,7 @@ def _run(
     ndim: int, input: Array, window: Window, reduction: Reduction, return_indices: bool = False
 ) -> Any:
     try:
-        _check_rank(input, ndim)
+        check_rank(input, ndim)
         runner = runner_of(input)
         run = runner.pool_with_indices if return_indices else runner.pool
         return run(input, window, reduction, ndim, False)
@@ -223,7 +223,7 @@ def max_pool2d(
         pooled = shortcuts.max(2, input, kernel_size, stride, padding, dilation, ceil_mode)
         if pooled is not None:
             return pooled
-    window = _sliding(input, MAX, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, MAX, 2, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(2, input, window, MAX, return_indices)
 
 
@@ -241,7 +241,7 @@ def max_pool1d(
         pooled = shortcuts.max(1, input, kernel_size, stride, padding, dilation, ceil_mode)
         if pooled is not None:
             return pooled
-    window = _sliding(input, MAX, 1, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, MAX, 1, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(1, input, window, MAX, return_indices)
 
 
@@ -255,7 +255,7 @@ def max_pool3d(
     return_indices: bool = False,
 ) -> Any:
     """`max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(input, MAX, 3, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, MAX, 3, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(3, input, window, MAX, return_indices)
 
 
@@ -286,7 +286,7 @@ def min_pool2d(
     array([[[ 1,  3],
             [ 9, 11]]])
     """
-    window = _sliding(input, MIN, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, MIN, 2, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(2, input, window, MIN, return_indices)
 
 
@@ -300,7 +300,7 @@ def min_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """`min_pool2d` over one axis: (N, C, L) or (C, L)."""
-    window = _sliding(input, MIN, 1, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, MIN, 1, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(1, input, window, MIN, return_indices)
 
 
@@ -314,7 +314,7 @@ def min_pool3d(
     return_indices: bool = False,
 ) -> Any:
     """`min_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(input, MIN, 3, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, MIN, 3, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(3, input, window, MIN, return_indices)
 
 
@@ -388,7 +388,7 @@ def _relu_max(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    window = _sliding(input, RELU_MAX, ndim, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, RELU_MAX, ndim, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(ndim, input, window, RELU_MAX, return_indices)
 
 
@@ -426,8 +426,8 @@ def avg_pool2d(
     )
     if pooled is not None:
         return pooled
-    window = _sliding(input, MEAN, 2, kernel_size, stride, padding, 1, ceil_mode)
-    return _run(2, input, window, _mean(input, window, count_include_pad, divisor_override))
+    window = sliding(input, MEAN, 2, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(2, input, window, mean_of(input, window, count_include_pad, divisor_override))
 
 
 def avg_pool1d(
@@ -442,8 +442,8 @@ def avg_pool1d(
     pooled = shortcuts.mean(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
     if pooled is not None:
         return pooled
-    window = _sliding(input, MEAN, 1, kernel_size, stride, padding, 1, ceil_mode)
-    return _run(1, input, window, _mean(input, window, count_include_pad, None))
+    window = sliding(input, MEAN, 1, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(1, input, window, mean_of(input, window, count_include_pad, None))
 
 
 def avg_pool3d(
@@ -456,8 +456,8 @@ def avg_pool3d(
     divisor_override: int | None = None,
 ) -> Array:
     """`avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(input, MEAN, 3, kernel_size, stride, padding, 1, ceil_mode)
-    return _run(3, input, window, _mean(input, window, count_include_pad, divisor_override))
+    window = sliding(input, MEAN, 3, kernel_size, stride, padding, 1, ceil_mode)
+    return _run(3, input, window, mean_of(input, window, count_include_pad, divisor_override))
 
 
 def sigmoid_avg_pool2d(
@@ -532,13 +532,15 @@ def _sigmoid_mean(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Array:
-    window = _sliding(input, SIGMOID_MEAN, ndim, kernel_size, stride, padding, 1, ceil_mode)
-    mean = _mean(input, window, count_include_pad, divisor)
+    window = sliding(input, SIGMOID_MEAN, ndim, kernel_size, stride, padding, 1, ceil_mode)
+    mean = mean_of(input, window, count_include_pad, divisor)
     reduction = SIGMOID_MEAN if mean is MEAN else activated(mean, "Sigmoid()")
     return _run(ndim, input, window, reduction)
 
 
-def _mean(input: Array, window: Window, count_include_pad: bool, divisor: int | None) -> Reduction:
+def mean_of(
+    input: Array, window: Window, count_include_pad: bool, divisor: int | None
+) -> Reduction:
     if count_include_pad is True and divisor is None:
         return MEAN
     return _made(input, window, Mean, count_include_pad, divisor)
@@ -578,7 +580,7 @@ def sum_pool2d(
     array([[[4, 4],
             [4, 4]]])
     """
-    window = _sliding(input, SUM, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, SUM, 2, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(2, input, window, SUM)
 
 
@@ -591,7 +593,7 @@ def sum_pool1d(
     ceil_mode: bool = False,
 ) -> Array:
     """`sum_pool2d` over one axis: (N, C, L) or (C, L)."""
-    window = _sliding(input, SUM, 1, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, SUM, 1, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(1, input, window, SUM)
 
 
@@ -604,7 +606,7 @@ def sum_pool3d(
     ceil_mode: bool = False,
 ) -> Array:
     """`sum_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(input, SUM, 3, kernel_size, stride, padding, dilation, ceil_mode)
+    window = sliding(input, SUM, 3, kernel_size, stride, padding, dilation, ceil_mode)
     return _run(3, input, window, SUM)
 
 
@@ -633,7 +635,7 @@ def lp_pool2d(
     >>> poolkit.lp_pool2d(np.array([[[3.0, 0.0], [0.0, -4.0]]]), 2, 2)
     array([[[5.]]])
     """
-    window = _sliding(input, f"Lp({norm_type})", 2, kernel_size, stride, 0, 1, ceil_mode)
+    window = sliding(input, f"Lp({norm_type})", 2, kernel_size, stride, 0, 1, ceil_mode)
     return _run(2, input, window, _made(input, window, Lp, norm_type))
 
 
@@ -645,7 +647,7 @@ def lp_pool1d(
     ceil_mode: bool = False,
 ) -> Array:
     """`lp_pool2d` over one axis: (N, C, L) or (C, L)."""
-    window = _sliding(input, f"Lp({norm_type})", 1, kernel_size, stride, 0, 1, ceil_mode)
+    window = sliding(input, f"Lp({norm_type})", 1, kernel_size, stride, 0, 1, ceil_mode)
     return _run(1, input, window, _made(input, window, Lp, norm_type))
 
 
@@ -657,11 +659,11 @@ def lp_pool3d(
     ceil_mode: bool = False,
 ) -> Array:
     """`lp_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    window = _sliding(input, f"Lp({norm_type})", 3, kernel_size, stride, 0, 1, ceil_mode)
+    window = sliding(input, f"Lp({norm_type})", 3, kernel_size, stride, 0, 1, ceil_mode)
     return _run(3, input, window, _made(input, window, Lp, norm_type))
 
 
-def _adaptive(input: Array, reduction: Reduction, ndim: int, output_size: Any) -> Window:
+def adaptive(input: Array, reduction: Reduction, ndim: int, output_size: Any) -> Window:
     """The window of these arguments. The input and reduction are for messages."""
     try:
         window = Adaptive(output_size)
@@ -694,17 +696,17 @@ def adaptive_max_pool2d(input: Array, output_size: Any, return_indices: bool = F
     array([[[4, 5],
             [7, 8]]])
     """
-    return _run(2, input, _adaptive(input, MAX, 2, output_size), MAX, return_indices)
+    return _run(2, input, adaptive(input, MAX, 2, output_size), MAX, return_indices)
 
 
 def adaptive_max_pool1d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
     """`adaptive_max_pool2d` over one axis: (N, C, L) or (C, L)."""
-    return _run(1, input, _adaptive(input, MAX, 1, output_size), MAX, return_indices)
+    return _run(1, input, adaptive(input, MAX, 1, output_size), MAX, return_indices)
 
 
 def adaptive_max_pool3d(input: Array, output_size: Any, return_indices: bool = False) -> Any:
     """`adaptive_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _run(3, input, _adaptive(input, MAX, 3, output_size), MAX, return_indices)
+    return _run(3, input, adaptive(input, MAX, 3, output_size), MAX, return_indices)
 
 
 def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
@@ -724,7 +726,7 @@ def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
     pooled = shortcuts.adaptive_mean(2, input, output_size)
     if pooled is not None:
         return pooled
-    return _run(2, input, _adaptive(input, MEAN, 2, output_size), MEAN)
+    return _run(2, input, adaptive(input, MEAN, 2, output_size), MEAN)
 
 
 def adaptive_avg_pool1d(input: Array, output_size: Any) -> Array:
@@ -732,12 +734,12 @@ def adaptive_avg_pool1d(input: Array, output_size: Any) -> Array:
     pooled = shortcuts.adaptive_mean(1, input, output_size)
     if pooled is not None:
         return pooled
-    return _run(1, input, _adaptive(input, MEAN, 1, output_size), MEAN)
+    return _run(1, input, adaptive(input, MEAN, 1, output_size), MEAN)
 
 
 def adaptive_avg_pool3d(input: Array, output_size: Any) -> Array:
     """`adaptive_avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _run(3, input, _adaptive(input, MEAN, 3, output_size), MEAN)
+    return _run(3, input, adaptive(input, MEAN, 3, output_size), MEAN)
 
 
 def global_max_pool2d(input: Array, keepdim: bool = True) -> Array:
@@ -754,17 +756,17 @@ def global_max_pool2d(input: Array, keepdim: bool = True) -> Array:
     >>> poolkit.global_max_pool2d(np.arange(1, 17.0).reshape(1, 4, 4), keepdim=False)
     array([16.])
     """
-    return _without_ones(_run(2, input, GLOBAL, MAX), 2, keepdim)
+    return without_ones(_run(2, input, GLOBAL, MAX), 2, keepdim)
 
 
 def global_max_pool1d(input: Array, keepdim: bool = True) -> Array:
     """`global_max_pool2d` over one axis: (N, C, L) or (C, L)."""
-    return _without_ones(_run(1, input, GLOBAL, MAX), 1, keepdim)
+    return without_ones(_run(1, input, GLOBAL, MAX), 1, keepdim)
 
 
 def global_max_pool3d(input: Array, keepdim: bool = True) -> Array:
     """`global_max_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _without_ones(_run(3, input, GLOBAL, MAX), 3, keepdim)
+    return without_ones(_run(3, input, GLOBAL, MAX), 3, keepdim)
 
 
 def global_avg_pool2d(input: Array, keepdim: bool = True) -> Array:
@@ -784,7 +786,7 @@ def global_avg_pool2d(input: Array, keepdim: bool = True) -> Array:
     pooled = shortcuts.adaptive_mean(2, input, 1) if keepdim else None
     if pooled is not None:
         return pooled
-    return _without_ones(_run(2, input, GLOBAL, MEAN), 2, keepdim)
+    return without_ones(_run(2, input, GLOBAL, MEAN), 2, keepdim)
 
 
 def global_avg_pool1d(input: Array, keepdim: bool = True) -> Array:
@@ -792,15 +794,15 @@ def global_avg_pool1d(input: Array, keepdim: bool = True) -> Array:
     pooled = shortcuts.adaptive_mean(1, input, 1) if keepdim else None
     if pooled is not None:
         return pooled
-    return _without_ones(_run(1, input, GLOBAL, MEAN), 1, keepdim)
+    return without_ones(_run(1, input, GLOBAL, MEAN), 1, keepdim)
 
 
 def global_avg_pool3d(input: Array, keepdim: bool = True) -> Array:
     """`global_avg_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
-    return _without_ones(_run(3, input, GLOBAL, MEAN), 3, keepdim)
+    return without_ones(_run(3, input, GLOBAL, MEAN), 3, keepdim)
 
 
-def _without_ones(pooled: Array, ndim: int, keepdim: bool) -> Array:
+def without_ones(pooled: Array, ndim: int, keepdim: bool) -> Array:
     return pooled if keepdim else pooled.reshape(tuple(pooled.shape)[: pooled.ndim - ndim])
 
 

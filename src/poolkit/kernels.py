@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -151,23 +152,76 @@ def native_kernel(
         # A window that sees nothing has nothing that could be activated.
         behind = reduction.behind and not any(bool((span.count == 0).any()) for span in axes)
     reduction = inner_of(reduction)
-    divisors: list[np.ndarray] = []
-    if isinstance(reduction, Mean):
-        if DTYPES[result].kind == "int":
-            return None  # the kernels of integers have a sum, and a mean that is floating
-        divisors = [span.padded if reduction.count_include_pad else span.count for span in axes]
-        if reduction.divisor is not None:
-            divisors = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
-            divisors[0] = divisors[0] * int(reduction.divisor)
+    if isinstance(reduction, Mean) and DTYPES[result].kind == "int":
+        return None  # the kernels of integers have a sum, and a mean that is floating
     storage = "uint8" if dtype.kind == "bool" else dtype.name
     stored_result = "uint8" if result == "bool" else result
     if not _native.has_kernel(kernel.name, storage, stored_result):
         return None
-    plan = _native.Plan(
+    divisors = _divisors(reduction, axes)
+    plan = _native_plan(
         kernel.name,
         storage,
         stored_result,
         kernel.exponent,
+        axes,
+        divisors,
+        activation,
+        parameter,
+        behind,
+    )
+    return NativeKernel(plan)
+
+
+def requantizing_kernel(
+    reduction: Reduction,
+    axes: Sequence[Spans],
+    dtype: DType,
+    scale: float,
+    zero_point: int,
+    out_scale: float,
+    out_zero_point: int,
+    rounding: str,
+) -> NativeKernel | None:
+    """The kernel of a sum or mean of quantized values, or None for too many axes. It adds up in
+    32 bits, or in 16 where the largest window has room there: the caller sees to the former."""
+    if not 1 <= len(axes) <= _native.MAX_AXES:
+        return None
+    positions = math.prod(max(span.taps, 1) for span in axes)
+    name = "quantized_mean_of_few" if positions * 255 < 2**15 else "quantized_mean"
+    divisors = _divisors(reduction, axes)
+    plan = _native_plan(name, dtype.name, dtype.name, float(zero_point), axes, divisors)
+    plan.requantize(scale, out_scale, out_zero_point, rounding)
+    return NativeKernel(plan)
+
+
+def _divisors(reduction: Reduction, axes: Sequence[Spans]) -> list[np.ndarray]:
+    """What a mean divides by, as factors along each axis; nothing for anything else."""
+    if not isinstance(reduction, Mean):
+        return []
+    if reduction.divisor is None:
+        return [span.padded if reduction.count_include_pad else span.count for span in axes]
+    divisors = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
+    divisors[0] = divisors[0] * int(reduction.divisor)
+    return divisors
+
+
+def _native_plan(
+    name: str,
+    dtype: str,
+    result: str,
+    exponent: float,
+    axes: Sequence[Spans],
+    divisors: list[np.ndarray],
+    activation: str = "",
+    parameter: float = 0.0,
+    behind: bool = False,
+) -> Any:
+    return _native.Plan(
+        name,
+        dtype,
+        result,
+        exponent,
         [span.size for span in axes],
         [np.ascontiguousarray(span.begin, dtype=np.int64) for span in axes],
         [np.ascontiguousarray(span.count, dtype=np.int64) for span in axes],
@@ -177,4 +231,3 @@ def native_kernel(
         parameter,
         behind,
     )
-    return NativeKernel(plan)

@@ -19,6 +19,7 @@ __all__ = [
     "locate_reference",
     "pool_reference",
     "reduce_reference",
+    "requantize_reference",
     "sliding_positions",
 ]
 
@@ -177,6 +178,23 @@ def activate_reference(name: str, x: float, **options: Any) -> float:
     if name == "Hardswish":
         return x * min(max(x + 3, 0.0), 6.0) / 6
     raise AssertionError(f"the oracle does not know {name}")
+
+
+def requantize_reference(
+    total: Fraction, divisor: int, out_scale: float, out_zero_point: int, rounding: str, dtype: str
+) -> int:
+    """A real number, divided and quantized: `divisor` 0 gives the zero point."""
+    low, high = (-128, 127) if dtype == "int8" else (0, 255)
+    steps = total / divisor / Fraction(out_scale) if divisor else Fraction(0)
+    sign = -1 if steps < 0 else 1
+    rounded = {
+        "half_even": lambda: round(steps),
+        "half_away": lambda: sign * math.floor(abs(steps) + Fraction(1, 2)),
+        "half_up": lambda: math.floor(steps + Fraction(1, 2)),
+        "floor": lambda: math.floor(steps),
+        "trunc": lambda: math.trunc(steps),
+    }[rounding]()
+    return min(max(rounded + out_zero_point, low), high)
 
 
 def locate_reference(name: str, values: list[Any]) -> int | None:

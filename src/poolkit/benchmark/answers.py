@@ -10,10 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolkit.quantized import QParams
+
 from .cases import ACTIVATED, LP, Case
 
 Operation = Callable[[Tensor], Tensor]
 Answer = tuple[Tensor, ...]  # (output,), or (output, gradient of the input) in training
+
+# A power of two, so that float32 is exact and right answers differ at ties alone.
+QPARAMS = QParams(0.125, zero_point=3)
 
 # Values repeat only at this distance, which is beyond the reach of any window.
 _PERIOD = 2**23
@@ -51,7 +56,23 @@ def make_gradient(case: Case, like: Tensor) -> Tensor:
 
 
 def torch_operation(case: Case) -> Operation:
-    """The case in torch's operators, each in the fastest spelling that torch eager has."""
+    """The case in torch's operators, each in the fastest spelling that torch eager has.
+
+    Torch has no average of quantized values in plain tensors: it is that of the real ones.
+    """
+    if not case.quantized:
+        return _torch_operation(case)
+    average = _torch_operation(case)
+    scale, zero = QPARAMS.scale, QPARAMS.zero_point
+
+    def quantized(x: Tensor) -> Tensor:
+        real = (x.float() - zero) * scale
+        return ((average(real) / scale).round() + zero).clamp(-128, 127).to(torch.int8)
+
+    return quantized
+
+
+def _torch_operation(case: Case) -> Operation:
     rank = case.rank
     spatial_axes = tuple(range(2, 2 + rank))
     sliding = (case.kernel_size, case.stride, case.padding)
@@ -102,15 +123,19 @@ def right_answer(case: Case, x: Tensor) -> Answer:
 def mistake(case: Case, got: Answer, want: Answer) -> str | None:
     """What is wrong with an answer: shape, dtype or values; None where it is right.
 
-    Selected values must be equal bit for bit, computed ones as close as torch.testing asks for.
+    Selected values must be equal bit for bit, computed ones as close as torch.testing asks for,
+    quantized ones within a step: a tie may be rounded either way.
     """
     tolerance = 0.0 if case.exact else None  # None: what torch.testing holds right for the dtype
+    steps = 1.0 if case.quantized else tolerance
     names = ("output", "gradient")
     if len(got) != len(want):
         return f"{len(got)} results where {len(want)} are due"
     for name, ours, theirs in zip(names, got, want, strict=False):
         try:
-            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(
+                ours, theirs, rtol=0.0 if case.quantized else tolerance, atol=steps
+            )
         except AssertionError as error:
             return f"{name}: {_first_facts(str(error))}"
     return None

@@ -62,6 +62,11 @@ class Case:
         return self.op in ("max", "min", "global_max", "relu_max")
 
     @property
+    def quantized(self) -> bool:
+        """An average of 8-bit integers that stand for real numbers (see `answers.QPARAMS`)."""
+        return self.dtype == "int8" and self.op in ("avg", "adaptive_avg", "global_avg")
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         if self.op in GLOBAL:
             sizes = (1,) * self.rank
@@ -166,6 +171,7 @@ def _validate(case: Case) -> None:
     require(1 <= case.rank <= 3, f"shape {case.shape} has {case.rank} spatial sizes, not 1 to 3")
     require(min(case.shape) > 0, f"shape {case.shape} is empty")
     require(case.layout == "nchw" or case.rank == 2, "channels_last is for 2-D")
+    require(case.dtype != "int8" or case.exact or case.quantized, f"{case.op} has no int8")
     require(not case.training or case.dtype == "float32", "training is measured in float32")
     if case.op in SLIDING:
         for sizes in (case.kernel_size, case.stride, case.padding):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .answers import Answer
+from .answers import QPARAMS, Answer
 from .cases import LP, Case
 from .peers import Call, Peer, UnsupportedError
 
@@ -114,13 +114,27 @@ def onnx_model(case: Case) -> bytes:
     if case.op not in nodes:
         raise UnsupportedError("ONNX has no adaptive pooling into windows of different sizes")
     element = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}[case.dtype]
+    made = [helper.make_node(op, [a], [b], **options) for op, a, b, options in nodes[case.op]]
+    constants = []
+    if case.quantized:  # operators of ONNX Runtime's own, with the parameters of both ends
+        ((op, a, b, options),) = nodes[case.op]
+        if case.op == "global_avg":
+            options = {"channels_last": 0}
+        inputs = [a, "scale", "zero", "scale", "zero"]
+        made = [helper.make_node(f"QLinear{op}", inputs, [b], domain="com.microsoft", **options)]
+        constants = [
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [QPARAMS.scale]),
+            helper.make_tensor("zero", element, [], [QPARAMS.zero_point]),
+        ]
     graph = helper.make_graph(
-        [helper.make_node(op, [a], [b], **options) for op, a, b, options in nodes[case.op]],
+        made,
         "pooling",
         [helper.make_tensor_value_info("x", element, case.shape)],
         [helper.make_tensor_value_info("y", element, case.output_shape)],
+        constants,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    sets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=sets, ir_version=9)
     return model.SerializeToString()
 
 
@@ -189,6 +203,8 @@ def openvino_model(case: Case) -> Any:
 
     if case.op in LP:
         raise UnsupportedError("OpenVINO has no Lp pooling")
+    if case.quantized:
+        raise UnsupportedError("OpenVINO averages int8 inside quantized graphs only")
     types = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
     x = opset1.parameter(list(case.shape), getattr(openvino.Type, types[case.dtype]))
     axes = list(range(2, 2 + case.rank))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
@@ -16,7 +17,15 @@ from torch import Tensor
 
 import poolkit
 
-from .answers import Answer, Operation, as_answer, make_gradient, torch_operation, with_backward
+from .answers import (
+    QPARAMS,
+    Answer,
+    Operation,
+    as_answer,
+    make_gradient,
+    torch_operation,
+    with_backward,
+)
 from .cases import ACTIVATED, GLOBAL, LP, Case
 
 Call = Callable[[], object]
@@ -77,6 +86,8 @@ def poolkit_operation(case: Case) -> Operation:
     """The case as one call of poolkit's public function for it."""
     kind = "lp" if case.op in LP else case.op
     function = getattr(poolkit, f"{kind}_pool{case.rank}d")
+    if case.quantized:
+        function = partial(getattr(poolkit.quantized, f"{kind}_pool{case.rank}d"), qparams=QPARAMS)
     if case.op in GLOBAL:
         return lambda x: function(x)
     if case.op == "adaptive_avg":
@@ -89,7 +100,10 @@ def poolkit_operation(case: Case) -> Operation:
 class TorchEager(Peer):
     name = "eager"
     title = "torch eager"
-    note = "torch.nn.functional, in inference mode where the case is forward only"
+    note = (
+        "torch.nn.functional, in inference mode where the case is forward only; an average of int8 "
+        "is dequantized, pooled in float32 and quantized"
+    )
 
     def prepare(self, case: Case, x: Tensor) -> Call:
         return _call(torch_operation(case), case, x)
@@ -126,6 +140,8 @@ class OneDNN(Peer):
         return f"in torch {torch.__version__}"
 
     def prepare(self, case: Case, x: Tensor) -> Call:
+        if case.quantized:
+            raise UnsupportedError("torch has no average of int8 mkldnn tensors")
         if case.rank == 1:
             raise UnsupportedError("torch has no 1-D pooling of mkldnn tensors")
         if case.op == "min" or case.op in LP or case.op in ACTIVATED:

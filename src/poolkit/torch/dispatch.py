@@ -44,7 +44,7 @@ from .autograd import (
     apply,
 )
 
-__all__ = ["num_threads", "pool", "pool_with_indices", "route"]
+__all__ = ["check_tensor", "in_format", "num_threads", "pool", "pool_with_indices", "route"]
 
 # Below this many elements a max or a mean goes to aten, whose overhead per call is smaller than
 # ours: 3 us against 14 us at 512 elements in NCHW, and 13 against 18 us at 4608, while at 8192 it
@@ -296,7 +296,7 @@ functional.shortcuts = functional.Shortcuts(small_max, small_mean, small_adaptiv
 # --- running ------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor) -> None:
+def check_tensor(x: Tensor) -> None:
     if x.layout is not torch.strided:
         raise PoolTypeError(f"a tensor of layout {x.layout} cannot be pooled", "Use x.to_dense()")
     if x.is_quantized:
@@ -354,7 +354,7 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
 
 def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool) -> Tensor:
     """See `poolkit.pool`."""
-    _check(x)
+    check_tensor(x)
     _check_activation(x, reduction)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
@@ -363,10 +363,10 @@ def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_la
         out = join_grids(grids, axes, False)
         return out.movedim(-2, -1) if channels_last else out
     out = _pool(x, _known(window, reduction, axes))
-    return out.movedim(-axes - 1, -1) if channels_last else _in_format(out, axes)
+    return out.movedim(-axes - 1, -1) if channels_last else in_format(out, axes)
 
 
-def _in_format(out: Tensor, axes: int) -> Tensor:
+def in_format(out: Tensor, axes: int) -> Tensor:
     """Channels stay behind in the ranks in which torch has a memory format for it; in others the
     result is contiguous, as torch's is."""
     return out if ops.has_format(out, axes) else out.contiguous()
@@ -479,7 +479,7 @@ def pool_with_indices(
     x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
     """See `poolkit.pool_with_indices`."""
-    _check(x)
+    check_tensor(x)
     _check_activation(x, reduction)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
@@ -506,4 +506,4 @@ def pool_with_indices(
         values = _laid_out_like(x, flat.unflatten(-1, indices.shape[-axes:]), axes)
     if channels_last:
         return values.movedim(-axes - 1, -1), indices.movedim(-axes - 1, -1)
-    return _in_format(values, axes), _in_format(indices, axes)
+    return in_format(values, axes), in_format(indices, axes)

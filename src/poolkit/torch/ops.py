@@ -46,7 +46,7 @@ from ..windows import Window, as_window
 from ..windows.base import window_parts
 from .layout import as_laid_out, empty_like_layout, has_format, laid_out_like
 
-__all__ = ["NAMES", "has_format", "laid_out_like", "plan_of"]
+__all__ = ["NAMES", "has_format", "laid_out_like", "plan_of", "to_front"]
 
 # Text is read while a compiler traces, not by the compiled program.
 torch.compiler.assume_constant_result(window_parts)
@@ -374,7 +374,7 @@ def _indices_fake(positions: Tensor, window: str, spatial: Sequence[Any]) -> Ten
 # --- vmap: any number of axes may be in front, so a batch axis goes there ------------------------
 
 
-def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
+def to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
     if axis is None:
         return tensor.expand(size, *tensor.shape)
     return tensor.movedim(axis, 0)
@@ -384,7 +384,7 @@ def _to_front(tensor: Tensor, axis: int | None, size: int) -> Tensor:
 def _pool_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, int]:
-    x = _to_front(x, axes[0], info.batch_size)
+    x = to_front(x, axes[0], info.batch_size)
     return torch.ops.poolkit.pool.default(x, window, reduction, ndim), 0
 
 
@@ -392,7 +392,7 @@ def _pool_vmap(
 def _pool_positions_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    x = _to_front(x, axes[0], info.batch_size)
+    x = to_front(x, axes[0], info.batch_size)
     return torch.ops.poolkit.pool_positions.default(x, window, reduction, ndim), (0, 0)
 
 
@@ -400,8 +400,8 @@ def _pool_positions_vmap(
 def _scatter_vmap(
     info: Any, axes: Any, grad: Tensor, positions: Tensor, window: str, spatial: Sequence[int]
 ) -> tuple[Tensor, int]:
-    grad = _to_front(grad, axes[0], info.batch_size)
-    positions = _to_front(positions, axes[1], info.batch_size)
+    grad = to_front(grad, axes[0], info.batch_size)
+    positions = to_front(positions, axes[1], info.batch_size)
     return torch.ops.poolkit.scatter.default(grad, positions, window, spatial), 0
 
 
@@ -409,7 +409,7 @@ def _scatter_vmap(
 def _spread_vmap(
     info: Any, axes: Any, grad: Tensor, window: str, reduction: str, spatial: Sequence[int]
 ) -> tuple[Tensor, int]:
-    grad = _to_front(grad, axes[0], info.batch_size)
+    grad = to_front(grad, axes[0], info.batch_size)
     return torch.ops.poolkit.spread.default(grad, window, reduction, spatial), 0
 
 
@@ -417,7 +417,7 @@ def _spread_vmap(
 def _indices_vmap(
     info: Any, axes: Any, positions: Tensor, window: str, spatial: Sequence[int]
 ) -> tuple[Tensor, int]:
-    positions = _to_front(positions, axes[0], info.batch_size)
+    positions = to_front(positions, axes[0], info.batch_size)
     return torch.ops.poolkit.indices.default(positions, window, spatial), 0
 
 
@@ -459,8 +459,8 @@ def _activation_backward_vmap(
 def _pool_backward_vmap(
     info: Any, axes: Any, grad: Tensor, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, int]:
-    grad = _to_front(grad, axes[0], info.batch_size)
-    x = _to_front(x, axes[1], info.batch_size)
+    grad = to_front(grad, axes[0], info.batch_size)
+    x = to_front(x, axes[1], info.batch_size)
     return torch.ops.poolkit.pool_backward.default(grad, x, window, reduction, ndim), 0
 
 
@@ -468,5 +468,5 @@ def _pool_backward_vmap(
 def _locate_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[Tensor, int]:
-    x = _to_front(x, axes[0], info.batch_size)
+    x = to_front(x, axes[0], info.batch_size)
     return torch.ops.poolkit.locate.default(x, window, reduction, ndim), 0
