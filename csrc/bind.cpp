@@ -25,7 +25,8 @@ NB_MODULE(_native, m) {
         .def(
             "__init__",
             [](poolkit::Plan* self, const std::string& reduction, const std::string& dtype,
-               const std::string& result, double exponent, const std::vector<int64_t>& sizes,
+               const std::string& result, double exponent, double second,
+               const std::vector<int64_t>& sizes,
                const std::vector<Integers>& begins, const std::vector<Integers>& counts,
                const std::vector<int64_t>& steps, const std::vector<Integers>& divisors) {
                 std::vector<poolkit::AxisSpec> axes;
@@ -42,9 +43,9 @@ NB_MODULE(_native, m) {
                     }
                     axes.push_back(std::move(spec));
                 }
-                new (self) poolkit::Plan(reduction, dtype, result, exponent, std::move(axes));
+                new (self) poolkit::Plan(reduction, dtype, result, exponent, second, std::move(axes));
             },
-            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "sizes"_a, "begins"_a, "counts"_a,
+            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "second"_a, "sizes"_a, "begins"_a, "counts"_a,
             "steps"_a, "divisors"_a)
         .def_prop_ro("position_bytes", &poolkit::Plan::position_bytes)
         // Addresses of contiguous arrays; the caller keeps them alive and has checked their sizes.

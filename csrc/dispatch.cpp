@@ -181,10 +181,11 @@ void transpose(OwnedAxis& axis) {
 }
 
 template <class OwnedAxis>
-Geometry view_of(std::vector<OwnedAxis>& axes, double exponent) {
+Geometry view_of(std::vector<OwnedAxis>& axes, double exponent, double second) {
     Geometry g{};
     g.axes = static_cast<int>(axes.size());
     g.exponent = exponent;
+    g.second = second;
     g.positions = 1;
     for (int a = 0; a < g.axes; ++a) {
         OwnedAxis& from = axes[a];
@@ -222,7 +223,7 @@ bool changes_nothing(const AxisSpec& spec) {
 }  // namespace
 
 Plan::Plan(std::string reduction, std::string dtype, std::string result, double exponent,
-           std::vector<AxisSpec> axes)
+           double second, std::vector<AxisSpec> axes)
     : reduction_(std::move(reduction)), dtype_(std::move(dtype)), result_(std::move(result)) {
     if (axes.empty() || axes.size() > static_cast<size_t>(kMaxAxes))
         throw std::invalid_argument("a plan has 1 to 3 axes");
@@ -241,7 +242,7 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
             throw std::invalid_argument("one divisor for each output");
         owned_.push_back(OwnedAxis{std::move(spec), {}, {}, 1});
     }
-    geometry_ = view_of(owned_, exponent);
+    geometry_ = view_of(owned_, exponent, second);
 
     // The same work on fewer axes: a first or last axis that changes nothing is more of what is in
     // front or behind, and neighbouring axes with one window each over all of them are one axis.
@@ -266,7 +267,7 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         if (!first.divisor.empty()) first.divisor[0] *= second.divisor[0];
         simplified_.erase(simplified_.begin() + a + 1);
     }
-    simple_ = view_of(simplified_, exponent);
+    simple_ = view_of(simplified_, exponent, second);
 }
 
 int Plan::position_bytes() const {

@@ -28,7 +28,7 @@ class Plan {
     static constexpr int64_t kMaxPositions = int64_t{1} << 32;
 
     Plan(std::string reduction, std::string dtype, std::string result, double exponent,
-         std::vector<AxisSpec> axes);
+         double second, std::vector<AxisSpec> axes);
     Plan(const Plan&) = delete;
     Plan& operator=(const Plan&) = delete;
 

@@ -39,7 +39,8 @@ struct Axis {
 struct Geometry {
     int axes;
     Axis axis[kMaxAxes];
-    double exponent;    // of a norm
+    double exponent;    // of a norm; the parameter of a reduction that needs whole windows
+    double second;      // its other one
     int64_t positions;  // the product of the taps: how many position codes there are
 };
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import _native
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError, PoolValueError
-from .reductions import Mean, Reduction
+from .reductions import Reduction
 from .windows import Spans
 
 __all__ = ["NativeKernel", "info", "native_kernel", "num_threads", "set_num_threads", "use_isa"]
@@ -130,14 +130,9 @@ def native_kernel(
     kernel = reduction.kernel
     if kernel is None or not 1 <= len(axes) <= _native.MAX_AXES:
         return None
-    divisors: list[np.ndarray] = []
-    if isinstance(reduction, Mean):
-        if DTYPES[result].kind == "int":
-            return None  # the kernels of integers have a sum, and a mean that is floating
-        divisors = [span.padded if reduction.count_include_pad else span.count for span in axes]
-        if reduction.divisor is not None:
-            divisors = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
-            divisors[0] = divisors[0] * int(reduction.divisor)
+    if kernel.divides and DTYPES[result].kind == "int":
+        return None  # the kernels of integers have a sum, and a mean that is floating
+    divisors = reduction.divisors(axes) if kernel.divides else ()
     storage = "uint8" if dtype.kind == "bool" else dtype.name
     stored_result = "uint8" if result == "bool" else result
     if not _native.has_kernel(kernel.name, storage, stored_result):
@@ -147,6 +142,7 @@ def native_kernel(
         storage,
         stored_result,
         kernel.exponent,
+        kernel.second,
         [span.size for span in axes],
         [np.ascontiguousarray(span.begin, dtype=np.int64) for span in axes],
         [np.ascontiguousarray(span.count, dtype=np.int64) for span in axes],
