@@ -26,9 +26,9 @@ NB_MODULE(_native, m) {
             "__init__",
             [](poolkit::Plan* self, const std::string& reduction, const std::string& dtype,
                const std::string& result, double exponent, double second,
-               const std::vector<int64_t>& sizes,
-               const std::vector<Integers>& begins, const std::vector<Integers>& counts,
-               const std::vector<int64_t>& steps, const std::vector<Integers>& divisors) {
+               const std::vector<int64_t>& sizes, const std::vector<Integers>& begins,
+               const std::vector<Integers>& counts, const std::vector<int64_t>& steps,
+               const std::vector<Integers>& divisors) {
                 std::vector<poolkit::AxisSpec> axes;
                 for (size_t a = 0; a < sizes.size(); ++a) {
                     poolkit::AxisSpec spec;
@@ -43,10 +43,11 @@ NB_MODULE(_native, m) {
                     }
                     axes.push_back(std::move(spec));
                 }
-                new (self) poolkit::Plan(reduction, dtype, result, exponent, second, std::move(axes));
+                new (self)
+                    poolkit::Plan(reduction, dtype, result, exponent, second, std::move(axes));
             },
-            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "second"_a, "sizes"_a, "begins"_a, "counts"_a,
-            "steps"_a, "divisors"_a)
+            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "second"_a, "sizes"_a, "begins"_a,
+            "counts"_a, "steps"_a, "divisors"_a)
         .def_prop_ro("position_bytes", &poolkit::Plan::position_bytes)
         // Addresses of contiguous arrays; the caller keeps them alive and has checked their sizes.
         .def("forward",

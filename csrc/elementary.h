@@ -57,8 +57,8 @@ POOLKIT_INLINE Vec<A> scaled(Vec<A> y, Vec<Code<A>> n_and_twice_bias) {
     return y * first * (Vec<A>)((n_and_twice_bias - half) << E::mantissa);
 }
 
-// e^(x + tail) to 1.1 ULP, subnormal results too; the tail is a correction to x of at most 0.1. Above
-// the range infinity, below it 0; a NaN stays one.
+// e^(x + tail) to 1.1 ULP, subnormal results too; the tail is a correction to x of at most 0.1.
+// Above the range infinity, below it 0; a NaN stays one.
 //
 // x + tail = n log(2) + r with |r| < 0.35, and e^r = 1 + r + r^2 curve(r).
 template <class A>

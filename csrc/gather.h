@@ -12,7 +12,7 @@
 // axis alone: results have the same bits on every instruction set.
 #pragma once
 
-#include "whole.h"
+#include "medians.h"
 
 namespace {
 
@@ -41,9 +41,9 @@ int64_t count_gather_tasks(const Geometry& g, int64_t outer, int64_t inner) {
 template <class R, class S, class O>
 class Gather {
   public:
-    using W = typename R::template Accumulator<S>;      // of the values of a line
-    using A = typename OrderedAccumulator<S>::type;     // of the values of lanes
-    using F = Real<S>;                                  // of the results
+    using W = typename R::template Accumulator<S>;   // of the values of a line
+    using A = typename OrderedAccumulator<S>::type;  // of the values of lanes
+    using F = Real<S>;                               // of the results
 
     Gather(const Geometry& geometry, const Part& part, Arena arena)
         : g(geometry), last(geometry.axes - 1), inner(part.inner), row(geometry.axis[last]) {
@@ -69,9 +69,13 @@ class Gather {
             dealt_length = outputs + (taps - 1) * row.step / row.stride + 1 + 2 * lanes<A>;
             dealt = arena.template take<A>(most_rows * row.stride * dealt_length);
         } else {  // the last row of all, with room behind it
-            tail_length = (inner == 1 ? outputs - 1 : inner - 1) + (taps - 1) * row.step * inner + 1;
+            tail_length =
+                (inner == 1 ? outputs - 1 : inner - 1) + (taps - 1) * row.step * inner + 1;
             tail = arena.template take<S>(most_rows * (tail_length + lanes<A>));
         }
+        if (slides())
+            columns = arena.template take<A>(SortedColumns<5>::lines *
+                                             (outputs + most_rows * row.step + lanes<A>));
         if (inner == 1 && most_rows * taps > kCells && !in_one_piece())
             line = arena.template take<W>(most_rows * taps);
         bytes = arena.used;
@@ -110,6 +114,12 @@ class Gather {
     // Whether a window is one run of values that need no conversion.
     bool in_one_piece() const { return same<S, W> && g.axes == 1 && row.step == 1; }
 
+    // Whether windows are those of `sliding_medians`, where they are not clipped.
+    bool slides() const {
+        return R::medians && g.exponent == 0.5 && inner == 1 && row.regular && row.stride == 1 &&
+               most_rows == row.taps && (row.taps == 3 || row.taps == 5);
+    }
+
     const Geometry& g;
     int last;
     int64_t inner;
@@ -121,7 +131,7 @@ class Gather {
     int64_t row_count = 0;
     const A** dealt_rows;
     int64_t *offset, *dealt_offset, *cell_offset;
-    A *cells, *dealt = nullptr;
+    A *cells, *dealt = nullptr, *columns = nullptr;
     S* tail = nullptr;
     int64_t dealt_length = 0, tail_length = 0;
     W* line = nullptr;
@@ -290,6 +300,8 @@ class Gather {
         if (stride == 1) {
             for (int64_t r = 0; r < row_count; ++r) rows[r] += start;
             if (n < lanes<A>) guard_rows((taps - 1) * row.step + n);
+            if constexpr (R::medians)
+                if (columns && row_count == taps && n >= lanes<A> && put_medians(n, out)) return;
             for (int64_t t = 0; t < taps; ++t) offset[t] = t * row.step;
             put_windows(Taps<S>{rows, row_count, offset, taps}, 0, n, out);
             return;
@@ -304,6 +316,21 @@ class Gather {
             dealt_offset[t] = at % stride * dealt_length + at / stride;
         }
         put_windows(Taps<A>{dealt_rows, row_count, dealt_offset, taps}, 0, n, out);
+    }
+
+    // Whether there was no NaN, and all is done.
+    bool put_medians(int64_t n, O* out) {
+        F* results = nullptr;
+        F block[same<O, F> ? 1 : kBlock];
+        if constexpr (same<O, F>)
+            results = out;
+        else
+            results = block;
+        const bool broken = row.taps == 3
+                                ? sliding_medians<A, F, 3>(rows, row.step, n, columns, results)
+                                : sliding_medians<A, F, 5>(rows, row.step, n, columns, results);
+        if (!broken && !same<O, F>) put(results, n, out);
+        return !broken;
     }
 
     // Every stride-th value to one line, and zeros behind.

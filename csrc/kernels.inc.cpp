@@ -83,7 +83,7 @@ using IntegerMean = typename Choose<same<R, Sum> && is_integer<S>, Sum, SumAbs>:
 
 // Rows without a name are combinations that do not exist.
 constexpr poolkit::Kernel kKernels[] = {POOLKIT_REDUCTIONS(POOLKIT_ROWS)
-                                         POOLKIT_WHOLE_REDUCTIONS(POOLKIT_WHOLE_ROWS)};
+                                            POOLKIT_WHOLE_REDUCTIONS(POOLKIT_WHOLE_ROWS)};
 constexpr poolkit::Scatter kScatters[] = {POOLKIT_DTYPES(POOLKIT_SCATTER, )};
 
 #define POOLKIT_STRING(x) #x

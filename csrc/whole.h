@@ -8,7 +8,8 @@
 
 namespace {
 
-// What up to a vector of neighbouring windows see: value (r, t) of lane j is rows[r][offset[t] + j].
+// What up to a vector of neighbouring windows see: value (r, t) of lane j is rows[r][offset[t] +
+// j].
 template <class L>
 struct Taps {
     const L* const* rows;
@@ -74,6 +75,15 @@ struct WindowLanes {
     // Sums of the K terms that terms(x, t) makes of each value.
     template <int K, class Terms>
     POOLKIT_INLINE void sum(Terms terms, Vec<A> (&total)[K]) const {
+        if (count() < kChain) {  // the same without counting
+            for (int k = 0; k < K; ++k) total[k] = Vec<A>{};
+            each([&](Vec<A> x) {
+                Vec<A> t[K];
+                terms(x, t);
+                for (int k = 0; k < K; ++k) total[k] += t[k];
+            });
+            return;
+        }
         TreeSum<Vec<A>> sums[K];
         each([&](Vec<A> x) {
             Vec<A> t[K];
@@ -196,6 +206,7 @@ struct Numbers {
 // A reduction of floats, of which only `reduce` remains to be written. A NaN must propagate.
 template <class R>
 struct Smooth {
+    static constexpr bool medians = false;
     template <class S>
     static constexpr bool accepts = is_float<S>;
     template <class S>
@@ -235,7 +246,8 @@ struct Std : Smooth<Std> {
     }
 };
 
-// Where the largest value is infinite it is not subtracted: the exponentials are then 0 or infinity.
+// Where the largest value is infinite it is not subtracted: the exponentials are then 0 or
+// infinity.
 template <class A>
 POOLKIT_INLINE Vec<A> finite_or_zero(Vec<A> x) {
     return (x - x == Vec<A>{}) ? x : Vec<A>{};
@@ -353,7 +365,6 @@ POOLKIT_INLINE void select_by_bisection(const Source& source, int64_t rank, Vec<
         low = (open & ~(decltype(open))enough) ? middle + 1 : low;
     }
     at = (Vec<W>)key_of<W>((Vec<W>)low);
-    if constexpr (is_float<W>) at += Vec<W>{};  // of two zeros that are equal, the positive one
     if (!next) return;
     const Vec<U> upto = source.how_many([&](Vec<W> x) { return x <= at; });
     const Vec<W> most = broadcast<W>(highest_of<W>());
@@ -363,6 +374,22 @@ POOLKIT_INLINE void select_by_bisection(const Source& source, int64_t rank, Vec<
         return smaller(a, b);
     });
     *next = (upto > wanted + 1) ? at : above;
+}
+
+// Lanes of A as floats.
+template <class F, class A>
+POOLKIT_INLINE void store_real(F* to, Vec<A> v) {
+    if constexpr (same<A, F>) {
+        store<F>(to, v);
+    } else {
+        A lane[lanes<A>];
+        store<A>(lane, v);
+        if constexpr (sizeof(A) <= 4)
+            for (int i = 0; i < lanes<A>; i += lanes<F>)
+                store<F>(to + i, __builtin_convertvector(load<int32_t>(lane + i), Vec<F>));
+        else
+            for (int i = 0; i < lanes<A>; ++i) to[i] = static_cast<F>(lane[i]);
+    }
 }
 
 // Lanes in which a value is a NaN.
@@ -382,7 +409,7 @@ POOLKIT_INLINE void median_of(const Taps<L>& window, int64_t column, Vec<A>& low
         (watch.nan(v[I], v[I]), ...);
         found = watch.found();
     }
-    exchange_all<n, low, high>(v, Upto<kNetwork<n, low, high>.size>{});
+    exchange_all<Ranking<n, low, high>>(v);
     low_value = v[low];
     high_value = v[high];
 }
@@ -462,21 +489,19 @@ struct Ranked {
                 result = broken_lanes<A>(source) ? nan : result;
             }
             store<A>(to, result);
-        } else {  // integers: at most 64 bits become a float
-            A a[lanes<A>], b[lanes<A>];
-            F x[lanes<A>], y[lanes<A>];
-            store<A>(a, low);
-            for (int i = 0; i < lanes<A>; ++i) x[i] = static_cast<F>(a[i]);
-            if (ranks.high > ranks.low) {
-                store<A>(b, high);
-                for (int i = 0; i < lanes<A>; ++i) y[i] = static_cast<F>(b[i]);
-                for (int i = 0; i < lanes<A>; i += lanes<F>)
-                    if (i + lanes<F> <= lanes<A>)
-                        store<F>(x + i, between<F>(load<F>(x + i), load<F>(y + i), ranks.weight));
-                for (int i = lanes<A> / lanes<F> * lanes<F>; i < lanes<A>; ++i)
-                    x[i] = between<F>(broadcast<F>(x[i]), broadcast<F>(y[i]), ranks.weight)[0];
+        } else {
+            store_real<F, A>(to, low);
+            if (ranks.high == ranks.low) return;
+            F above[lanes<A>];
+            store_real<F, A>(above, high);
+            constexpr int step = at_most(lanes<A>, lanes<F>);
+            for (int i = 0; i < lanes<A>; i += step) {
+                F a[lanes<F>] = {}, b[lanes<F>] = {};
+                memcpy(a, to + i, step * sizeof(F));
+                memcpy(b, above + i, step * sizeof(F));
+                store<F>(a, between<F>(load<F>(a), load<F>(b), ranks.weight));
+                memcpy(to + i, a, step * sizeof(F));
             }
-            memcpy(to, x, sizeof x);
         }
     }
 
@@ -509,7 +534,8 @@ struct Quantile : Ranked<Quantile> {
     template <class A, class Source>
     static POOLKIT_INLINE Vec<A> result(const Source&, Vec<A> low, Vec<A> high,
                                         const Ranks& ranks) {
-        return ranks.high > ranks.low ? between<A>(low, high, ranks.weight) : low;
+        const Vec<A> value = ranks.high > ranks.low ? between<A>(low, high, ranks.weight) : low;
+        return value + Vec<A>{};  // of zeros that are equal, the positive one
     }
 };
 
