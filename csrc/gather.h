@@ -16,8 +16,9 @@
 
 namespace {
 
-// Outputs of a row, or channels, that one task does.
-constexpr int64_t kBlock = 256;
+// Outputs of a row that one task does, and channels.
+constexpr int64_t kBlock = 1024;
+constexpr int64_t kChannels = 256;
 // Larger windows do not go through cells.
 constexpr int64_t kCells = kSorted;
 // Rows of larger strides are not dealt out.
@@ -26,8 +27,8 @@ constexpr int64_t kMostStride = 4;
 constexpr int64_t kFewWindows = 4;
 
 int64_t gather_blocks(const Geometry& g, int64_t inner) {
-    const int64_t n = inner > 1 ? inner : g.axis[g.axes - 1].outputs;
-    return (n + kBlock - 1) / kBlock;
+    if (inner > 1) return (inner + kChannels - 1) / kChannels;
+    return (g.axis[g.axes - 1].outputs + kBlock - 1) / kBlock;
 }
 // Outputs of the first axis are tasks of their own unless it is cut into blocks.
 int64_t gather_rows(const Geometry& g, int64_t inner) {
@@ -90,13 +91,13 @@ class Gather {
         for (int64_t i = 0; i < kCells; ++i) cell_offset[i] = i * lanes<A>;
         for (int64_t task = part.first; task < part.last; ++task) {
             const int64_t slab = task / blocks / outputs;
-            const int64_t first = task % blocks * kBlock;
+            const int64_t first = task % blocks * (inner > 1 ? kChannels : kBlock);
             const S* x = static_cast<const S*>(part.x) + slab * extent[0];
             O* out = static_cast<O*>(part.out) + slab * length[0];
             int64_t o[kMaxAxes] = {g.axes == 1 && inner == 1 ? 0 : task / blocks % outputs, 0, 0};
             if (inner > 1)
                 each_output(1, g.axes, o, [&] {
-                    pixels(x, o, first, at_most(first + kBlock, inner), out + place(o));
+                    pixels(x, o, first, at_most(first + kChannels, inner), out + place(o));
                 });
             else
                 each_output(1, last, o, [&] {

@@ -27,9 +27,7 @@ POOLKIT_INLINE V middle_of(V a, V b, V c) {
 // Calls body(i) for vectors of columns that cover [0, n), n >= lanes; the last one is moved back.
 template <class A, class Body>
 POOLKIT_INLINE void each_columns(int64_t n, Body body) {
-    int64_t i = 0;
-    for (; i + lanes<A> <= n; i += lanes<A>) body(i);
-    if (i < n) body(n - lanes<A>);
+    for (int64_t i = 0; i < n; i += lanes<A>) body(i + lanes<A> <= n ? i : n - lanes<A>);
 }
 
 // The medians of n >= lanes windows of Size rows and columns, which are `step` apart, as floats.
@@ -39,8 +37,10 @@ template <class A, class F, int Size, class L>
 POOLKIT_ONCE bool sliding_medians(const L* const* rows, int64_t step, int64_t n, A* lines, F* out) {
     const int64_t columns = n + (Size - 1) * step, room = n + Size * step;
     Watch<A> watch;
+    const int64_t next = rows[Size - 1] - rows[Size - 2];
     each_columns<A>(columns, [&](int64_t i) {
         Vec<A> v[Size];
+        __builtin_prefetch(rows[Size - 1] + next + i);  // what the next row of windows sees first
 #pragma GCC unroll 5
         for (int r = 0; r < Size; ++r) {
             v[r] = load<A>(rows[r] + i);

@@ -384,11 +384,7 @@ POOLKIT_INLINE void store_real(F* to, Vec<A> v) {
     } else {
         A lane[lanes<A>];
         store<A>(lane, v);
-        if constexpr (sizeof(A) <= 4)
-            for (int i = 0; i < lanes<A>; i += lanes<F>)
-                store<F>(to + i, __builtin_convertvector(load<int32_t>(lane + i), Vec<F>));
-        else
-            for (int i = 0; i < lanes<A>; ++i) to[i] = static_cast<F>(lane[i]);
+        for (int i = 0; i < lanes<A>; ++i) to[i] = static_cast<F>(lane[i]);
     }
 }
 
