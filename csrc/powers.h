@@ -81,7 +81,7 @@ POOLKIT_INLINE Vec<A> product_error(Vec<A> a, Vec<A> b) {
 // x^p for x >= 0 and p > 0, to 1.5 ULP + |log(x^p)| / 32 ULP: the logarithm, in two parts, has 6
 // bits more than the result.
 template <class A>
-POOLKIT_INLINE Vec<A> power_of(Vec<A> x, double exponent) {
+POOLKIT_INLINE Vec<A> power_of(Vec<A> x, double exponent, double exponent_rest = 0) {
     using E = ExponentialOf<A>;
     using V = Vec<A>;
     V k;
@@ -93,10 +93,10 @@ POOLKIT_INLINE Vec<A> power_of(Vec<A> x, double exponent) {
     const V low = ((s + s) - (sum - first)) + (s * z * polynomial<A>(z, LogarithmOf<A>::curve) +
                                                (s_low + s_low) + k * broadcast<A>(E::ln2_low));
     const V log_high = sum + low, log_low = low - (log_high - sum);
-    // An exponent of a float has its own rest.
-    const V p = broadcast<A>(static_cast<A>(exponent));
+    const A nearest = static_cast<A>(exponent);
+    const V p = broadcast<A>(nearest);
     const V p_low =
-        broadcast<A>(static_cast<A>(exponent - static_cast<double>(static_cast<A>(exponent))));
+        broadcast<A>(static_cast<A>((exponent - static_cast<double>(nearest)) + exponent_rest));
     const V high = log_high * p, far = broadcast<A>(A(2000));
     const auto usual = (high < far) & (high > -far);
     const V tail = usual ? product_error<A>(log_high, p) + (log_low * p + log_high * p_low) : V{};
@@ -105,5 +105,11 @@ POOLKIT_INLINE Vec<A> power_of(Vec<A> x, double exponent) {
 }
 POOLKIT_INLINE Vec<float> power(Vec<float> x, double p) { return power_of<float>(x, p); }
 POOLKIT_INLINE Vec<double> power(Vec<double> x, double p) { return power_of<double>(x, p); }
+// x^(1/p) by the same bound.
+template <class A>
+POOLKIT_INLINE Vec<A> root_of(Vec<A> x, double p) {
+    const double inverse = 1.0 / p;
+    return power_of<A>(x, inverse, __builtin_fma(-inverse, p, 1.0) / p);
+}
 
 }  // namespace

@@ -307,7 +307,7 @@ struct GeneralMean : Smooth<GeneralMean> {
         const Vec<A> mean = sum[0] / broadcast<A>(static_cast<A>(source.count()));
         if (exponent == 1) return mean;
         if (exponent == 2) return square_root<A>(mean);
-        return power(mean, 1.0 / exponent);
+        return root_of<A>(mean, exponent);
     }
 };
 
