@@ -158,7 +158,7 @@ def test_zeros_of_both_signs_give_the_positive_one() -> None:
         assert not np.signbit(run(x, window, Median())).any()
 
 
-# --- logarithms and powers: errors in units in the last place --------------------------------------
+# --- logarithms and powers: errors in units in the last place ------------------------------------
 
 
 def ulps(got: np.ndarray, want: np.ndarray) -> float:
@@ -205,7 +205,7 @@ def test_powers_of_norms(p: float) -> None:
     np.testing.assert_allclose(got, special[0, :, 0], rtol=1e-5)
 
 
-# --- torch: forward by the kernel, backward by the lines of the reduction ----------------------------
+# --- torch: forward by the kernel, backward by the lines of the reduction ------------------------
 
 
 @pytest.mark.parametrize("reduction", WHOLE, ids=str)

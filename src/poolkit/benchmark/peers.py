@@ -17,7 +17,7 @@ from torch import Tensor
 import poolkit
 
 from .answers import Answer, Operation, as_answer, make_gradient, torch_operation, with_backward
-from .cases import GLOBAL, LP, Case
+from .cases import GLOBAL, LP, UNFOLDED, Case
 
 Call = Callable[[], object]
 
@@ -75,6 +75,9 @@ class Poolkit(Peer):
 
 def poolkit_operation(case: Case) -> Operation:
     """The case as one call of poolkit's public function for it."""
+    if case.op in UNFOLDED:
+        window = poolkit.Sliding(case.kernel_size, stride=case.stride)
+        return lambda x: poolkit.pool(x, window, case.op)
     kind = "lp" if case.op in LP else case.op
     function = getattr(poolkit, f"{kind}_pool{case.rank}d")
     if case.op in GLOBAL:
@@ -128,7 +131,7 @@ class OneDNN(Peer):
     def prepare(self, case: Case, x: Tensor) -> Call:
         if case.rank == 1:
             raise UnsupportedError("torch has no 1-D pooling of mkldnn tensors")
-        if case.op == "min" or case.op in LP:
+        if case.op == "min" or case.op in LP or case.op in UNFOLDED:
             raise UnsupportedError(f"oneDNN has no {case.op} pooling")
         if case.layout == "channels_last":
             raise UnsupportedError("to_mkldnn() reorders to NCHW: see the contiguous case")

@@ -92,9 +92,7 @@ class GeM(Additive):
 
     @property
     def kernel(self) -> Kernel:
-        return Kernel(
-            "general_mean", "whole", exponent=float(self.p), second=float(self.eps)
-        )
+        return Kernel("general_mean", "whole", exponent=float(self.p), second=float(self.eps))
 
     def lift(self, xp: Arrays, x: Array) -> State:
         return (xp.power(xp.at_least(x, self.eps), self.p),)
