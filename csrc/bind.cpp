@@ -33,10 +33,11 @@ NB_MODULE(_native, m) {
         .def(
             "__init__",
             [](poolkit::Plan* self, const std::string& reduction, const std::string& dtype,
-               const std::string& result, double exponent, const std::vector<int64_t>& sizes,
-               const std::vector<Integers>& begins, const std::vector<Integers>& counts,
-               const std::vector<int64_t>& steps, const std::vector<Integers>& divisors,
-               const std::string& activation, double parameter, bool behind) {
+               const std::string& result, double exponent, double second,
+               const std::vector<int64_t>& sizes, const std::vector<Integers>& begins,
+               const std::vector<Integers>& counts, const std::vector<int64_t>& steps,
+               const std::vector<Integers>& divisors, const std::string& activation,
+               double parameter, bool behind) {
                 std::vector<poolkit::AxisSpec> axes;
                 for (size_t a = 0; a < sizes.size(); ++a) {
                     poolkit::AxisSpec spec;
@@ -51,11 +52,11 @@ NB_MODULE(_native, m) {
                     }
                     axes.push_back(std::move(spec));
                 }
-                new (self) poolkit::Plan(reduction, dtype, result, exponent, std::move(axes),
-                                         {activation, parameter, behind});
+                new (self) poolkit::Plan(reduction, dtype, result, exponent, second,
+                                         std::move(axes), {activation, parameter, behind});
             },
-            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "sizes"_a, "begins"_a, "counts"_a,
-            "steps"_a, "divisors"_a, "activation"_a, "parameter"_a, "behind"_a)
+            "reduction"_a, "dtype"_a, "result"_a, "exponent"_a, "second"_a, "sizes"_a, "begins"_a,
+            "counts"_a, "steps"_a, "divisors"_a, "activation"_a, "parameter"_a, "behind"_a)
         .def_prop_ro("position_bytes", &poolkit::Plan::position_bytes)
         .def("requantize", &poolkit::Plan::requantize, "scale"_a, "out_scale"_a, "out_zero_point"_a,
              "rounding"_a)

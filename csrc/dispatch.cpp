@@ -276,10 +276,11 @@ void transpose(OwnedAxis& axis) {
 }
 
 template <class OwnedAxis>
-Geometry view_of(std::vector<OwnedAxis>& axes, double exponent) {
+Geometry view_of(std::vector<OwnedAxis>& axes, double exponent, double second) {
     Geometry g{};
     g.axes = static_cast<int>(axes.size());
     g.exponent = exponent;
+    g.second = second;
     g.positions = 1;
     for (int a = 0; a < g.axes; ++a) {
         OwnedAxis& from = axes[a];
@@ -317,7 +318,7 @@ bool changes_nothing(const AxisSpec& spec) {
 }  // namespace
 
 Plan::Plan(std::string reduction, std::string dtype, std::string result, double exponent,
-           std::vector<AxisSpec> axes, ActivationSpec activation)
+           double second, std::vector<AxisSpec> axes, ActivationSpec activation)
     : reduction_(std::move(reduction)),
       dtype_(std::move(dtype)),
       result_(std::move(result)),
@@ -339,7 +340,7 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
             throw std::invalid_argument("one divisor for each output");
         owned_.push_back(OwnedAxis{std::move(spec), {}, {}, 1, 0});
     }
-    geometry_ = view_of(owned_, exponent);
+    geometry_ = view_of(owned_, exponent, second);
 
     // The same work on fewer axes: a first or last axis that changes nothing is more of what is in
     // front or behind, and neighbouring axes with one window each over all of them are one axis.
@@ -364,7 +365,7 @@ Plan::Plan(std::string reduction, std::string dtype, std::string result, double 
         if (!first.divisor.empty()) first.divisor[0] *= second.divisor[0];
         simplified_.erase(simplified_.begin() + a + 1);
     }
-    simple_ = view_of(simplified_, exponent);
+    simple_ = view_of(simplified_, exponent, second);
     dead_code_ = geometry_.positions;
     if (activation_.name.empty()) return;
     const Activation* applied = find_activation(table(), activation_.name, dtype_);

@@ -41,7 +41,7 @@ class Plan {
     static constexpr int64_t kNowhere = -(int64_t{1} << 62);
 
     Plan(std::string reduction, std::string dtype, std::string result, double exponent,
-         std::vector<AxisSpec> axes, ActivationSpec activation = {});
+         double second, std::vector<AxisSpec> axes, ActivationSpec activation = {});
     Plan(const Plan&) = delete;
     Plan& operator=(const Plan&) = delete;
 

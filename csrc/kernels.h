@@ -52,7 +52,9 @@ struct Requantization {
 struct Geometry {
     int axes;
     Axis axis[kMaxAxes];
-    double exponent;    // of a norm; for quantized values their zero point
+    // Of a norm; for quantized values their zero point; the parameter of a reduction that needs
+    // whole windows, which may have a second one.
+    double exponent, second;
     int64_t positions;  // how many position codes there are: the product of the taps, or one more
     Requantization requantization;
 };

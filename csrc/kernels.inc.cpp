@@ -16,6 +16,7 @@
 // and where one output is summed by several lanes, their number is that of 64 bytes everywhere.
 
 #include "activations.h"
+#include "gather.h"
 #include "pooling.h"
 #include "registry.def"
 #include "scatter.h"
@@ -38,6 +39,22 @@ constexpr poolkit::Kernel kernel(const char* reduction, const char* dtype, const
     } else {
         return {};
     }
+}
+
+// The results of integers are floats.
+template <class R, class S>
+constexpr poolkit::Kernel whole_kernel(const char* reduction, const char* dtype) {
+    using O = typename Choose<is_float<S>, S, float>::type;
+    if constexpr (R::template accepts<S>)
+        return {reduction,
+                dtype,
+                is_float<S> ? dtype : "float32",
+                count_gather_tasks,
+                gather_scratch<R, S, O>,
+                gather<R, S, O>,
+                nullptr};
+    else
+        return {};
 }
 
 template <class S>
@@ -79,6 +96,8 @@ using IntegerMean = typename Choose<same<R, Sum> && is_integer<S>, Sum, SumAbs>:
                                 : poolkit::Kernel{},
 #define POOLKIT_ROWS(NAME, R) \
     POOLKIT_DTYPES(POOLKIT_KERNEL, NAME, R) POOLKIT_DTYPES(POOLKIT_MEAN, NAME, R)
+#define POOLKIT_WHOLE_KERNEL(NAME, R, DTYPE, S) whole_kernel<R, S>(#NAME, #DTYPE),
+#define POOLKIT_WHOLE_ROWS(NAME, R) POOLKIT_DTYPES(POOLKIT_WHOLE_KERNEL, NAME, R)
 #define POOLKIT_SCATTER(UNUSED, DTYPE, S) scatter_row<S>(#DTYPE),
 #define POOLKIT_SPREAD(UNUSED, DTYPE, S) spread_row<S>(#DTYPE),
 
@@ -86,7 +105,8 @@ using IntegerMean = typename Choose<same<R, Sum> && is_integer<S>, Sum, SumAbs>:
 #define POOLKIT_ACTIVATION_ROWS(NAME, ACT) POOLKIT_DTYPES(POOLKIT_ACTIVATION, NAME, ACT)
 
 // Rows without a name are combinations that do not exist.
-constexpr poolkit::Kernel kKernels[] = {POOLKIT_REDUCTIONS(POOLKIT_ROWS)};
+constexpr poolkit::Kernel kKernels[] = {POOLKIT_REDUCTIONS(POOLKIT_ROWS)
+                                            POOLKIT_WHOLE_REDUCTIONS(POOLKIT_WHOLE_ROWS)};
 constexpr poolkit::Gradient kScatters[] = {POOLKIT_DTYPES(POOLKIT_SCATTER, )};
 constexpr poolkit::Gradient kSpreads[] = {POOLKIT_DTYPES(POOLKIT_SPREAD, )};
 constexpr poolkit::Activation kActivations[] = {POOLKIT_ACTIVATIONS(POOLKIT_ACTIVATION_ROWS)};

@@ -20,7 +20,7 @@ constexpr int64_t power_of_two(int64_t at_least) {
 }
 
 template <class T>
-POOLKIT_INLINE T at_most(T a, T b) {
+constexpr POOLKIT_INLINE T at_most(T a, T b) {
     return b < a ? b : a;
 }
 

@@ -3,7 +3,7 @@
 // vector of lanes alike.
 #pragma once
 
-#include "lanes.h"
+#include "powers.h"
 
 namespace {
 
@@ -200,32 +200,22 @@ struct SumSquare : Adding {
 };
 
 struct SumPower : Adding {
-    template <class T>
-    static POOLKIT_INLINE T power(T x, double p) {
-        return static_cast<T>(__builtin_pow(static_cast<double>(x), p));
-    }
     // The common whole exponents are products; 3 costs a tenth of what a power does.
-    static POOLKIT_INLINE float lift(float x, double p) { return lift_one(x, p); }
-    static POOLKIT_INLINE double lift(double x, double p) { return lift_one(x, p); }
-    template <class T>
-    static POOLKIT_INLINE T lift_one(T x, double p) {
-        if (p == 3) return absolute(x) * (x * x);
-        if (p == 4) return (x * x) * (x * x);
-        return power(absolute(x), p);
-    }
     template <class V>
     static POOLKIT_INLINE V lift(V x, double p) {
         if (p == 3) return absolute(x) * (x * x);
         if (p == 4) return (x * x) * (x * x);
-        for (unsigned i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = power(absolute(x[i]), p);
-        return x;
+        if constexpr (is_float<V>)
+            return power(broadcast<V>(absolute(x)), p)[0];  // the bits of a lane
+        else
+            return power(absolute(x), p);
     }
     template <class T>
     static POOLKIT_INLINE T finish(T x, double p) {
         if (!(x > T(0))) return x + T(0);
         if (p == 3) return static_cast<T>(__builtin_cbrt(static_cast<double>(x)));
         if (p == 4) return static_cast<T>(__builtin_sqrt(__builtin_sqrt(static_cast<double>(x))));
-        return power(x, 1.0 / p);
+        return static_cast<T>(__builtin_pow(static_cast<double>(x), 1.0 / p));
     }
 };
 

@@ -15,13 +15,29 @@ from test_oracle import WALKS
 import poolkit
 from poolkit.dtypes import DTYPES
 from poolkit.plan import plan_for
-from poolkit.reductions import Lp, Max, Mean, Min, Reduction, Sum
+from poolkit.reductions import (
+    GeM,
+    LogSumExp,
+    Lp,
+    Max,
+    Mean,
+    Median,
+    Min,
+    Quantile,
+    Reduction,
+    Soft,
+    Std,
+    Sum,
+    TopK,
+)
 from poolkit.windows import Adaptive, Global, Sliding
 
 pytestmark = pytest.mark.usefixtures("keep_settings")
 
 ISAS = poolkit.info()["available"]
-NATIVE = [Max(), Min(), Sum(), Mean(), Mean(count_include_pad=False), Lp(1), Lp(2), Lp(3)]
+PLAIN = [Max(), Min(), Sum(), Mean(), Mean(count_include_pad=False), Lp(1), Lp(2), Lp(3)]
+WHOLE = [Std(), LogSumExp(2.0), Soft(), GeM(2.5), Median(), Quantile(0.3), TopK(3)]
+NATIVE = [*PLAIN, Lp(1.5), *WHOLE]
 # The largest walks add nothing here and are slow on the baseline.
 CASES = [case for case in WALKS if "65536" not in case]
 
@@ -87,7 +103,7 @@ def everything(case: str, dtype: str, reduction: Reduction, threads: int = 1) ->
     x = noise((outer, *shape, inner), dtype)
     plan = plan_for(window, reduction, shape, dtype)
     if plan.native is None:
-        assert DTYPES[dtype].kind != "float", "integers alone have no norm"
+        assert DTYPES[dtype].kind != "float", "integers alone lack some"
         return []
     out, _ = forward(plan, x, outer, inner, threads)
     result = [bits(out)]
@@ -122,7 +138,7 @@ def test_same_bits(case: str, dtype: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_same_bits_with_any_number_of_threads(case: str, dtype: str) -> None:
-    for reduction in (Max(), Sum(), Mean(), Lp(2)):
+    for reduction in (Max(), Sum(), Mean(), Lp(2), Std(), Median()):
         one = everything(case, dtype, reduction)
         for threads in (2, 3, 7):
             assert everything(case, dtype, reduction, threads) == one, (reduction, threads)

@@ -401,7 +401,8 @@ def test_explain_says_what_runs() -> None:
     assert poolkit.explain(small, "Sliding(2)", "mean").path == "aten"
     assert poolkit.explain(small, "Sliding(2)", "sum").path == "native"
     assert poolkit.explain(large, "Sliding(2)").path == "native"
-    assert poolkit.explain(large, "Sliding(2)", "median").path == "composite"
+    assert poolkit.explain(large, "Sliding(2)", "median").path == "native"
+    assert poolkit.explain(large.int(), "Sliding(2)", "std").path == "composite"
     mixed = poolkit.explain(small, poolkit.Pyramid(((None, 2), 1)), "mean")
     assert mixed.path == "mixed"
     assert mixed.why == (

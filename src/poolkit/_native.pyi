@@ -23,6 +23,7 @@ class Plan:
         dtype: str,
         result: str,
         exponent: float,
+        second: float,
         sizes: Sequence[int],
         begins: Sequence[NDArray[np.int64]],
         counts: Sequence[NDArray[np.int64]],

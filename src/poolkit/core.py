@@ -367,7 +367,7 @@ def explain(
     >>> import numpy as np, poolkit
     >>> x = np.zeros((1, 8, 32, 32), dtype=np.float32)
     >>> poolkit.explain(x, poolkit.Sliding(2), "median").path
-    'composite'
+    'native'
     """
     try:
         window, reduction = as_window(window), as_reduction(reduction)

@@ -12,7 +12,7 @@ import numpy as np
 from . import _native
 from .dtypes import DTYPES, DType
 from .errors import PoolTypeError, PoolValueError
-from .reductions import Activated, Mean, Reduction, inner_of
+from .reductions import Activated, Reduction, inner_of
 from .windows import Spans
 
 __all__ = ["NativeKernel", "info", "native_kernel", "num_threads", "set_num_threads", "use_isa"]
@@ -151,19 +151,19 @@ def native_kernel(
             return None
         # A window that sees nothing has nothing that could be activated.
         behind = reduction.behind and not any(bool((span.count == 0).any()) for span in axes)
-    reduction = inner_of(reduction)
-    if isinstance(reduction, Mean) and DTYPES[result].kind == "int":
+    if kernel.divides and DTYPES[result].kind == "int":
         return None  # the kernels of integers have a sum, and a mean that is floating
+    divisors = inner_of(reduction).divisors(axes) if kernel.divides else ()
     storage = "uint8" if dtype.kind == "bool" else dtype.name
     stored_result = "uint8" if result == "bool" else result
     if not _native.has_kernel(kernel.name, storage, stored_result):
         return None
-    divisors = _divisors(reduction, axes)
     plan = _native_plan(
         kernel.name,
         storage,
         stored_result,
         kernel.exponent,
+        kernel.second,
         axes,
         divisors,
         activation,
@@ -189,21 +189,11 @@ def requantizing_kernel(
         return None
     positions = math.prod(max(span.taps, 1) for span in axes)
     name = "quantized_mean_of_few" if positions * 255 < 2**15 else "quantized_mean"
-    divisors = _divisors(reduction, axes)
-    plan = _native_plan(name, dtype.name, dtype.name, float(zero_point), axes, divisors)
+    divides = reduction.kernel is not None and reduction.kernel.divides
+    divisors = reduction.divisors(axes) if divides else ()
+    plan = _native_plan(name, dtype.name, dtype.name, float(zero_point), 0.0, axes, divisors)
     plan.requantize(scale, out_scale, out_zero_point, rounding)
     return NativeKernel(plan)
-
-
-def _divisors(reduction: Reduction, axes: Sequence[Spans]) -> list[np.ndarray]:
-    """What a mean divides by, as factors along each axis; nothing for anything else."""
-    if not isinstance(reduction, Mean):
-        return []
-    if reduction.divisor is None:
-        return [span.padded if reduction.count_include_pad else span.count for span in axes]
-    divisors = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
-    divisors[0] = divisors[0] * int(reduction.divisor)
-    return divisors
 
 
 def _native_plan(
@@ -211,8 +201,9 @@ def _native_plan(
     dtype: str,
     result: str,
     exponent: float,
+    second: float,
     axes: Sequence[Spans],
-    divisors: list[np.ndarray],
+    divisors: Sequence[np.ndarray],
     activation: str = "",
     parameter: float = 0.0,
     behind: bool = False,
@@ -222,6 +213,7 @@ def _native_plan(
         dtype,
         result,
         exponent,
+        second,
         [span.size for span in axes],
         [np.ascontiguousarray(span.begin, dtype=np.int64) for span in axes],
         [np.ascontiguousarray(span.count, dtype=np.int64) for span in axes],

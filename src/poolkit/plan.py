@@ -67,16 +67,11 @@ class Plan:
     @cached_property
     def divisors(self) -> np.ndarray | int:
         """What each output of a mean is divided by: one number if they all agree."""
-        reduction = inner_of(self.reduction)
-        divisor = getattr(reduction, "divisor", None)
-        if divisor is not None:
-            return int(divisor)
-        counts = np.ones((), dtype=np.int64)
-        for span in self.axes:
-            include = getattr(reduction, "count_include_pad", False)
-            counts = counts[..., None] * (span.padded if include else span.count)
-        first = counts.flat[0] if counts.size else 1
-        return int(first) if (counts == first).all() else counts
+        product = np.ones((), dtype=np.int64)
+        for factor in inner_of(self.reduction).divisors(self.axes):
+            product = product[..., None] * factor
+        first = product.flat[0] if product.size else 1
+        return int(first) if (product == first).all() else product
 
 
 @lru_cache(maxsize=2048)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poolkit.quantized import QParams
 
-from .cases import ACTIVATED, LP, Case
+from .cases import ACTIVATED, LP, UNFOLDED, Case
 
 Operation = Callable[[Tensor], Tensor]
 Answer = tuple[Tensor, ...]  # (output,), or (output, gradient of the input) in training
@@ -89,12 +89,28 @@ def _torch_operation(case: Case) -> Operation:
     if case.op in LP:
         powers = (LP[case.op], case.kernel_size, case.stride)
         return lambda x: getattr(F, f"lp_pool{rank}d")(x, *powers)
+    if case.op in UNFOLDED:
+        return lambda x: _unfolded(case, x)
     if case.op == "adaptive_avg":
         return lambda x: getattr(F, f"adaptive_avg_pool{rank}d")(x, case.output_size)
     if case.op == "global_avg":
         return lambda x: getattr(F, f"adaptive_avg_pool{rank}d")(x, 1)
     # adaptive_max_pool2d(x, 1) looks for indices too and is 3 times slower than this.
     return lambda x: x.amax(spatial_axes, keepdim=True)
+
+
+def _unfolded(case: Case, x: Tensor) -> Tensor:
+    """Every window written out, which is how torch reduces windows that it has no pooling for."""
+    taps = math.prod(case.kernel_size)
+    patches = F.unfold(x, case.kernel_size, stride=case.stride)
+    patches = patches.unflatten(1, (case.shape[1], taps))
+    if case.op == "median":
+        reduced = patches.median(2).values
+    elif case.op == "std":
+        reduced = patches.std(2, correction=0)
+    else:
+        reduced = patches.logsumexp(2) - math.log(taps)
+    return reduced.unflatten(-1, case.output_shape[2:])
 
 
 def with_backward(operation: Operation, x: Tensor, case: Case) -> Callable[[], Answer]:

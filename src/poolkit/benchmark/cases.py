@@ -13,7 +13,8 @@ from typing import Any
 
 LP = {"lp2": 2.0, "lp3": 3.0}  # the norm of each
 ACTIVATED = {"relu_max": "relu", "sigmoid_avg": "sigmoid"}  # torch's function of each
-SLIDING = ("max", "min", "avg", *LP, *ACTIVATED)
+UNFOLDED = ("median", "std", "log_sum_exp")  # in torch by way of unfold
+SLIDING = ("max", "min", "avg", *LP, *ACTIVATED, *UNFOLDED)
 ADAPTIVE = ("adaptive_avg",)
 GLOBAL = ("global_avg", "global_max")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -58,8 +59,8 @@ class Case:
 
     @property
     def exact(self) -> bool:
-        """Max and min select a value, so two right answers are equal bit for bit."""
-        return self.op in ("max", "min", "global_max", "relu_max")
+        """What selects a value gives right answers that are equal bit for bit."""
+        return self.op in ("max", "min", "global_max", "relu_max", "median")
 
     @property
     def quantized(self) -> bool:
@@ -101,8 +102,8 @@ class Case:
 def load_cases(path: Path | None = None) -> list[Case]:
     """Read a case table; the packaged one where no path is given.
 
-    >>> [case.name for case in load_cases() if case.targets()["eager"] > 2]
-    ['max 2x2s2 stem', 'max 3x3s2p1 stem', 'max 5x5s1p2 sppf']
+    >>> [case.name for case in load_cases() if case.targets()["eager"] > 1]
+    ['max 2x2s2 stem', 'max 3x3s2p1 stem', 'max 5x5s1p2 sppf', 'median 3x3s1', 'median 5x5s1']
     """
     source = path if path is not None else files(__package__) / "cases.toml"
     table = tomllib.loads(source.read_text(encoding="utf-8"))
@@ -178,6 +179,10 @@ def _validate(case: Case) -> None:
             require(len(sizes) == case.rank, f"{sizes} does not give one size per axis")
         require(min(case.kernel_size) > 0 and min(case.stride) > 0, "sizes must be positive")
         require(case.op not in LP or not any(case.padding), "torch's lp pooling has no padding")
+    if case.op in UNFOLDED:
+        require(case.rank == 2 and not any(case.padding), "torch unfolds planes, with zeros around")
+        odd = case.op != "median" or math.prod(case.kernel_size) % 2 == 1
+        require(odd, "torch's median of an even number is the lower one")
     if case.op in ADAPTIVE:
         require(len(case.output_size) == case.rank, "output_size gives one size per axis")
     require(min(case.output_shape) > 0, f"output {case.output_shape} is empty")

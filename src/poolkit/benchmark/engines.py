@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .answers import QPARAMS, Answer
-from .cases import LP, Case
+from .cases import LP, UNFOLDED, Case
 from .peers import Call, Peer, UnsupportedError
 
 INSTALL = "pip install onnx onnxruntime openvino"
@@ -111,6 +111,8 @@ def onnx_model(case: Case) -> bytes:
     if case.dtype == "int8":  # GlobalMaxPool is for floating types; MaxPool is not
         whole = {"kernel_shape": list(case.spatial)}
         nodes["global_max"] = [("MaxPool", "x", "y", whole)]
+    if case.op in UNFOLDED:
+        raise UnsupportedError(f"ONNX has no {case.op} pooling")
     if case.op not in nodes:
         raise UnsupportedError("ONNX has no adaptive pooling into windows of different sizes")
     element = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}[case.dtype]
@@ -205,6 +207,8 @@ def openvino_model(case: Case) -> Any:
         raise UnsupportedError("OpenVINO has no Lp pooling")
     if case.quantized:
         raise UnsupportedError("OpenVINO averages int8 inside quantized graphs only")
+    if case.op in UNFOLDED:
+        raise UnsupportedError(f"OpenVINO has no {case.op} pooling")
     types = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
     x = opset1.parameter(list(case.shape), getattr(openvino.Type, types[case.dtype]))
     axes = list(range(2, 2 + case.rank))

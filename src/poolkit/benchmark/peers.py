@@ -26,7 +26,7 @@ from .answers import (
     torch_operation,
     with_backward,
 )
-from .cases import ACTIVATED, GLOBAL, LP, Case
+from .cases import ACTIVATED, GLOBAL, LP, UNFOLDED, Case
 
 Call = Callable[[], object]
 
@@ -84,6 +84,9 @@ class Poolkit(Peer):
 
 def poolkit_operation(case: Case) -> Operation:
     """The case as one call of poolkit's public function for it."""
+    if case.op in UNFOLDED:
+        window = poolkit.Sliding(case.kernel_size, stride=case.stride)
+        return lambda x: poolkit.pool(x, window, case.op)
     kind = "lp" if case.op in LP else case.op
     function = getattr(poolkit, f"{kind}_pool{case.rank}d")
     if case.quantized:
@@ -144,7 +147,7 @@ class OneDNN(Peer):
             raise UnsupportedError("torch has no average of int8 mkldnn tensors")
         if case.rank == 1:
             raise UnsupportedError("torch has no 1-D pooling of mkldnn tensors")
-        if case.op == "min" or case.op in LP or case.op in ACTIVATED:
+        if case.op == "min" or case.op in (*LP, *ACTIVATED, *UNFOLDED):
             raise UnsupportedError(f"oneDNN has no {case.op} pooling")
         if case.layout == "channels_last":
             raise UnsupportedError("to_mkldnn() reorders to NCHW: see the contiguous case")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..activations import Activation, as_activation
@@ -89,7 +89,7 @@ class Activated(Reduction):
         kernel = self.inner.kernel
         if kernel is None or kernel.kind not in FUSED or not self.function.kernel_name:
             return None
-        return Kernel(kernel.name, "activated", kernel.exponent, kernel.divides)
+        return replace(kernel, kind="activated")
 
     def result_dtype(self, dtype: DType) -> str:
         if dtype.kind != "float":

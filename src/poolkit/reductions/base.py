@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from ..arrays import Array, Arrays
 from ..dtypes import DType
 from ..errors import PoolTypeError, PoolValueError, is_traced
 from ..recipes import Recipe, parameters_of, read
+
+if TYPE_CHECKING:
+    from ..windows import Spans
 
 __all__ = ["REDUCTIONS", "Kernel", "Reduction", "Seen", "State", "as_reduction", "register"]
 
@@ -49,14 +53,17 @@ class Kernel:
     Attributes:
         name: a row of ``csrc/registry.def``.
         kind: whose gradient the result has: one that is picked among the values, a sum of them
-            (divided or not), a norm, or one of these of activated values.
-        exponent: the p of a norm, else 1.
+            (divided or not), a norm, one of these of activated values, or that of the whole-array
+            operations, for a kernel that looks at whole windows.
+        exponent: the p of a norm, or the parameter of a kernel that looks at whole windows.
+        second: its other parameter.
         divides: whether the result is divided by the positions of each window.
     """
 
     name: str
-    kind: Literal["pick", "sum", "norm", "activated"]
+    kind: Literal["pick", "sum", "norm", "activated", "whole"]
     exponent: float = 1.0
+    second: float = 0.0
     divides: bool = False
 
 
@@ -90,6 +97,11 @@ class Reduction(Recipe, ABC):
     def prepare(self, xp: Arrays, x: Array) -> Array:
         """What is pooled instead of the input, in the input's dtype."""
         return x
+
+    def divisors(self, axes: Sequence[Spans]) -> tuple[np.ndarray, ...]:
+        """For a kernel that divides, what the sum of each output is divided by: the product of
+        one factor (64-bit integers) for each of the axes."""
+        raise NotImplementedError(f"{type(self).__name__} does not divide")
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         """The state of a window that sees nothing, one number for each part of the state."""

@@ -90,6 +90,10 @@ class GeM(Additive):
         if self.eps < 0:
             raise PoolValueError(f"eps must be at least 0, got {self.eps}", "Give a small number")
 
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("general_mean", "whole", exponent=float(self.p), second=float(self.eps))
+
     def lift(self, xp: Arrays, x: Array) -> State:
         return (xp.power(xp.at_least(x, self.eps), self.p),)
 

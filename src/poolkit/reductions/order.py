@@ -10,7 +10,7 @@ import numpy as np
 from ..arrays import Array, Arrays
 from ..dtypes import dtype_name
 from ..errors import PoolTypeError, PoolValueError
-from .base import Reduction, check_number, register, settle
+from .base import Kernel, Reduction, check_number, register, settle
 
 __all__ = ["Median", "Quantile", "TopK"]
 
@@ -49,6 +49,10 @@ class Quantile(Ranked):
         if not 0 <= self.q <= 1:
             raise PoolValueError(f"q must lie between 0 and 1, got {self.q}", "0.5 is the median")
 
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("quantile", "whole", exponent=float(self.q))
+
     def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
         ordered, broken = self.ranked(xp, values, seen, np.inf)
         rank = xp.at_least(xp.cast(count, "float64") - 1.0, 0.0) * self.q
@@ -77,6 +81,10 @@ class Median(Ranked):
     """
 
     summary: ClassVar[str] = "value of rank (n - 1) / 2"
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("quantile", "whole", exponent=0.5)
 
     def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
         return Quantile(0.5).select(xp, values, seen, count)
@@ -107,6 +115,10 @@ class TopK(Ranked):
             raise PoolTypeError(f"k must be an integer, got {self.k!r}", "Give 1 or more")
         if self.k < 1:
             raise PoolValueError(f"k must be at least 1, got {self.k}", "Give 1 or more")
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("top_k", "whole", exponent=float(min(self.k, 2**53)))
 
     def select(self, xp: Arrays, values: Array, seen: Array, count: Array) -> Array:
         ordered, broken = self.ranked(xp, values, seen, -np.inf)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Array, Arrays
 from ..dtypes import dtype_name
-from .base import Mergeable, Seen, State, check_number, register, settle
+from .base import Kernel, Mergeable, Seen, State, check_number, register, settle
 
 __all__ = ["LogSumExp", "Soft"]
 
@@ -52,6 +52,10 @@ class LogSumExp(Mergeable):
     def __post_init__(self) -> None:
         settle(self, "r")
         check_number("r", self.r, 0.0, "above 0")
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("log_sum_exp", "whole", exponent=float(self.r))
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         return (-np.inf, 0)
@@ -97,6 +101,10 @@ class Soft(Mergeable):
     def __post_init__(self) -> None:
         settle(self, "beta")
         check_number("beta", self.beta, 0.0, "above 0")
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("soft", "whole", exponent=float(self.beta))
 
     def identity(self, dtype: str) -> tuple[float, ...]:
         return (-np.inf, 0, 0)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..arrays import Array, Arrays
 from ..dtypes import DType
 from ..errors import PoolTypeError, PoolValueError
-from .base import Mergeable, Seen, State, register, root, settle
+from .base import Kernel, Mergeable, Seen, State, register, root, settle
 
 __all__ = ["Std"]
 
@@ -44,6 +44,10 @@ class Std(Mergeable):
             raise PoolValueError(
                 f"correction must be at least 0, got {self.correction}", "Give 0 or 1"
             )
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("std", "whole", exponent=float(min(self.correction, 2**53)))
 
     def working_dtype(self, dtype: DType) -> str:
         # In float32 neighbouring integers of more than 24 bits are the same number.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from ..arrays import Array, Arrays
 from ..dtypes import DType, dtype_name, dtype_of
 from ..errors import PoolTypeError, PoolValueError
 from .base import Kernel, Mergeable, Seen, State, check_flag, register, settle
+
+if TYPE_CHECKING:
+    from ..windows import Spans
 
 __all__ = ["Mean", "Sum"]
 
@@ -103,6 +109,12 @@ class Mean(Additive):
     @property
     def kernel(self) -> Kernel:
         return Kernel("sum", "sum", divides=True)
+
+    def divisors(self, axes: Sequence[Spans]) -> tuple[np.ndarray, ...]:
+        if self.divisor is None:
+            return tuple(span.padded if self.count_include_pad else span.count for span in axes)
+        ones = [np.ones(len(span.begin), dtype=np.int64) for span in axes]
+        return (ones[0] * int(self.divisor), *ones[1:])
 
     def result_dtype(self, dtype: DType) -> str:
         return dtype.name if self.result == "same" and dtype.kind == "int" else dtype.real

@@ -19,16 +19,18 @@ from torch.compiler import is_compiling
 
 from ..activations import as_activation
 from ..arrays import Arrays, arrays_of
+from ..composite import composite
+from .ops import plan_of
 
 __all__ = [
     "ActivatedPickPool",
     "ActivatedSumPool",
-    "CompositePool",
     "EndedPickPool",
     "LpPool",
     "MonotonePickPool",
     "PickPool",
     "SumPool",
+    "WholePool",
     "apply",
 ]
 
@@ -274,10 +276,9 @@ class LpPool(torch.autograd.Function):
         return (slope * spread).to(dtype), None, None, None, None
 
 
-class CompositePool(torch.autograd.Function):
-    """pool() by any reduction, where a compiler must see one operator and its gradient.
-
-    Everywhere else autograd goes through the reduction's own lines, as often as asked.
+class WholePool(torch.autograd.Function):
+    """pool() by a reduction whose gradient is that of its own lines, over whole arrays: forward by
+    a kernel, or where a compiler must see one operator. It saves the input alone.
     """
 
     @staticmethod
@@ -292,7 +293,12 @@ class CompositePool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
-        gradient = torch.ops.poolkit.pool_backward.default(
-            grad, x, ctx.window, ctx.reduction, ctx.ndim
-        )
+        if torch.is_grad_enabled() and not is_compiling():  # the gradient will be differentiated
+            plan = plan_of(ctx.window, ctx.reduction, x.shape[x.ndim - ctx.ndim :], x.dtype)
+            pooled = composite(x, plan.axes, plan.reduction)
+            (gradient,) = torch.autograd.grad(pooled, x, grad, create_graph=True)
+        else:
+            gradient = torch.ops.poolkit.pool_backward.default(
+                grad, x, ctx.window, ctx.reduction, ctx.ndim
+            )
         return gradient, None, None, None

@@ -35,12 +35,12 @@ from . import ops
 from .autograd import (
     ActivatedPickPool,
     ActivatedSumPool,
-    CompositePool,
     EndedPickPool,
     LpPool,
     MonotonePickPool,
     PickPool,
     SumPool,
+    WholePool,
     apply,
 )
 
@@ -405,6 +405,14 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         elif _differentiates(x):
             assert reduction.kernel is not None
             return apply(LpPool, x, seen, reduced, reduction.kernel.exponent, axes)
+    elif kind == "whole":
+        # Integers may have no kernel; transforms of torch.func differentiate what they see.
+        if not _is_opaque(x):
+            plan = ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)
+            if plan.native is None or (_is_transformed() and _differentiates(x)):
+                return _composite(x, call)
+        if _differentiates(x):
+            return apply(WholePool, x, seen, reduced, axes)
     elif _differentiates(x):
         return apply(SumPool, x, seen, reduced, axes)
     return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
@@ -462,7 +470,7 @@ def _is_opaque(x: Tensor) -> bool:
 def _composite(x: Tensor, call: Call) -> Tensor:
     if _is_opaque(x):
         if x.requires_grad and torch.is_grad_enabled():
-            return apply(CompositePool, x, call.seen, call.reduced, call.axes)
+            return apply(WholePool, x, call.seen, call.reduced, call.axes)
         return torch.ops.poolkit.pool.default(x, call.seen, call.reduced, call.axes)
     plan = ops.plan_of(call.seen, call.reduced, x.shape[x.ndim - call.axes :], x.dtype)
     return _laid_out_like(x, composite(x, plan.axes, call.reduction), call.axes)

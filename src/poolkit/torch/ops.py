@@ -425,7 +425,7 @@ def _indices_vmap(
 def _pool_behind_vmap(
     info: Any, axes: Any, x: Tensor, window: str, reduction: str, ndim: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    x = _to_front(x, axes[0], info.batch_size)
+    x = to_front(x, axes[0], info.batch_size)
     return torch.ops.poolkit.pool_behind.default(x, window, reduction, ndim), (0, 0)
 
 
@@ -440,8 +440,8 @@ def _spread_activated_vmap(
     activation: str,
     ndim: int,
 ) -> tuple[Tensor, int]:
-    grad = _to_front(grad, axes[0], info.batch_size)
-    x = _to_front(x, axes[1], info.batch_size)
+    grad = to_front(grad, axes[0], info.batch_size)
+    x = to_front(x, axes[1], info.batch_size)
     run = torch.ops.poolkit.spread_activated.default
     return run(grad, x, window, reduction, activation, ndim), 0
 
@@ -450,8 +450,8 @@ def _spread_activated_vmap(
 def _activation_backward_vmap(
     info: Any, axes: Any, grad: Tensor, x: Tensor, activation: str
 ) -> tuple[Tensor, int]:
-    grad = _to_front(grad, axes[0], info.batch_size)
-    x = _to_front(x, axes[1], info.batch_size)
+    grad = to_front(grad, axes[0], info.batch_size)
+    x = to_front(x, axes[1], info.batch_size)
     return torch.ops.poolkit.activation_backward.default(grad, x, activation), 0
 
 
