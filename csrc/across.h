@@ -107,15 +107,13 @@ POOLKIT_INLINE void across_to(const Lines& lines, int64_t count, int64_t n, doub
         for (; j < n; j += width) put(j, broadcast<A>(R::template identity<A>()));
         return;
     }
-    with_taps(count, [&](auto known) {
-        for (; j + 4 * width <= n; j += 4 * width)
-            merge_columns<R, A, Lift, 4>(lines, known, j, p, put);
-        for (; j + width <= n; j += width) merge_columns<R, A, Lift, 1>(lines, known, j, p, put);
-        if (j < n && n >= width) {  // again some columns that are done: same values
-            merge_columns<R, A, Lift, 1>(lines, known, n - width, p, put);
-            j = n;
-        }
-    });
+    for (; j + 4 * width <= n; j += 4 * width)
+        merge_columns<R, A, Lift, 4>(lines, count, j, p, put);
+    for (; j + width <= n; j += width) merge_columns<R, A, Lift, 1>(lines, count, j, p, put);
+    if (j < n && n >= width) {  // again some columns that are done: same values
+        merge_columns<R, A, Lift, 1>(lines, count, n - width, p, put);
+        return;
+    }
     if (j == n) return;
     Vec<A> acc[1];
     if constexpr (Lift)

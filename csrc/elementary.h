@@ -50,7 +50,7 @@ struct ExponentialOf<double> {
 // half of the exponent first, which leaves a normal number, then the rest. `rounded` is n with the
 // number added that rounds to integers: its low bits are those of n.
 template <class A>
-POOLKIT_INLINE Vec<A> scaled(Vec<A> y, Vec<A> n, Vec<A> rounded) {
+POOLKIT_INLINE Vec<A> scaled(Vec<A> y, [[maybe_unused]] Vec<A> n, [[maybe_unused]] Vec<A> rounded) {
     using E = ExponentialOf<A>;
 #if defined(__AVX512F__)
     if constexpr (same<A, float>) return (Vec<A>)_mm512_scalef_ps((__m512)y, (__m512)n);

@@ -369,7 +369,7 @@ class Pooling {
     void run_direct(const S* x, O* out, const Part& part) {
         const int64_t outputs = g.axis[0].outputs;
         const int64_t behind = length[1] / inner;  // output pixels of one task
-        const bool inside = list_taps();
+        const int64_t taps = list_taps();
         for (int64_t task = part.first; task < part.last; ++task) {
             const int64_t slab = task / outputs;
             const S* from = x + slab * extent[0];
@@ -381,7 +381,7 @@ class Pooling {
                 }
                 int64_t at = slab * length[0] + (o[0] * behind + pixel) * inner;
                 // Windows that are not clipped, up to the end of a line, see the same offsets.
-                int64_t run = inside ? g.axis[last].full_end - o[last] : 0;
+                int64_t run = taps > 0 ? g.axis[last].full_end - o[last] : 0;
                 const S* corner = from;
                 for (int a = 0; a < g.axes; ++a) {
                     const Axis& axis = g.axis[a];
@@ -391,7 +391,7 @@ class Pooling {
                 if (last == 0) run = at_most<int64_t>(run, 1);
                 for (int64_t i = 0; i < run; ++i, at += inner, ++o[last]) {
                     const OffsetLines<S> window{corner, offsets};
-                    pool_pixels(window, g.positions, o, false, out, at, part.positions);
+                    pool_pixels(window, taps, o, false, out, at, part.positions);
                     corner += g.axis[last].stride * extent[last + 1];
                 }
                 pixel += run;
@@ -405,20 +405,20 @@ class Pooling {
         }
     }
 
-    // The pixels of a window that is not clipped, relative to its first one; false if no axis has
-    // such windows at even distances.
-    bool list_taps() {
+    // The pixels of a window that is not clipped, relative to its first one: how many they are, or
+    // 0 unless all axes have such windows at even distances.
+    int64_t list_taps() {
         int64_t count = 1;
         offsets[0] = 0;
         for (int a = 0; a < g.axes; ++a) {
             const Axis& axis = g.axis[a];
-            if (!axis.regular) return false;
+            if (!axis.regular) return 0;
             for (int64_t i = count - 1; i >= 0; --i)
                 for (int64_t t = axis.taps - 1; t >= 0; --t)
                     offsets[i * axis.taps + t] = offsets[i] + t * axis.step * extent[a + 1];
             count *= axis.taps;
         }
-        return true;
+        return count;
     }
 
     // The pixels that an output sees; how many they are.
@@ -660,14 +660,6 @@ class Pooling {
         using Columns = OfStates<Quick<R, S>>;
         const Axis& row = g.axis[last];
         const int64_t outputs = row.outputs;
-        if constexpr (in_lanes) {
-            if (row.regular && row.taps <= kLongSpan && (!row.divisor || row.divisor_uniform))
-                return reduce_rows_by<Columns>(n, [&](int64_t r) {
-                    const double columns = row.divisor ? row.divisor[0] : 1.0;
-                    return put_to(out + r * outputs, outputs,
-                                  by * columns * divisor(last - 1, o + r));
-                });
-        }
         if constexpr (fixed_point) {
             if (row.regular && row.taps <= kLongSpan && divides_alike(row) &&
                 divides_alike(g.axis[last - 1])) {
@@ -678,12 +670,22 @@ class Pooling {
                     });
             }
         }
+        // In registers where all columns are divided by the same, else by way of memory.
+        const bool at_once = in_lanes && (!row.divisor || row.divisor_uniform);
         const int64_t stored = round_up(outputs, lanes<A>);
         A* states = wide + block * pitch + row.taps * row.step + 8 * lanes<A>;
+        const double columns = row.divisor ? row.divisor[0] : 1.0;
         if (row.regular && (row.taps <= kLongSpan || row.stride == 1)) {
             reduce_rows_by<Columns>(n, [&](int64_t r) {
-                return [=](int64_t i, Vec<A> v) { store<A>(states + r * stored + i, v); };
+                O* to = at_once ? out + r * outputs : nullptr;
+                const double divides = by * columns * divisor(last - 1, o + r);
+                return [=, this](int64_t i, Vec<A> v) {
+                    if constexpr (in_lanes)
+                        if (to) return put_to(to, outputs, divides)(i, v);
+                    store<A>(states + r * stored + i, v);
+                };
             });
+            if (at_once) return;
         } else {
             for (int64_t r = 0; r < n; ++r)
                 within<Columns, A>(row, column + r * pitch - whole_line.start, 0, outputs,
