@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kPairsPerLane = 1;
 // Shares are added to blocks of this many bytes, which stay in cache.
 constexpr int64_t kBlockBytes = 256 * 1024;
+// Where the code lies that ends a gradient: outside of every input.
+constexpr int64_t kNowhere = -(int64_t{1} << 62);
 // Where each code lies in a window is looked up, for windows of up to this many positions.
 constexpr int64_t kPlaces = 65536;
 
@@ -298,6 +300,7 @@ class Scattering {
                     places[k * taps + t] = places[k] + t * axis.step * extent[a + 1];
             n *= taps;
         }
+        for (; n < g.positions; ++n) places[n] = kNowhere;
     }
 
     int64_t place_of(int64_t code) const {
@@ -306,7 +309,7 @@ class Scattering {
             place += code % g.axis[a].taps * g.axis[a].step * extent[a + 1];
             code /= g.axis[a].taps;
         }
-        return place;
+        return code == 0 ? place : kNowhere;
     }
 
     // Rows [r0, r1) of the first axis: zeros, to which each output that sees one adds.

@@ -196,6 +196,10 @@ def test_gradients_of_nan_and_infinities(made: Any) -> None:
             x = x.nan_to_num(2.0, 3.0, -3.0)
         (y, g), (want, want_g) = both(made, reduction, x, poolkit.Sliding(1))
         torch.testing.assert_close(y, want, equal_nan=True)
+        if isinstance(made, poolkit.Hardswish):
+            # Torch's derivative of a NaN is 1.
+            assert torch.isnan(g[x.isnan()]).all()
+            want_g[x.isnan()] = torch.nan
         torch.testing.assert_close(g, want_g, equal_nan=True)
 
 
@@ -253,7 +257,7 @@ def test_meta_tensors_have_the_shape_and_layout(made: Any) -> None:
 
 def test_the_path_is_explained() -> None:
     x = torch.randn(1, 2, 32, 32)
-    for reduction, path in (("max", "native"), ("Lp(2)", "native"), ("median", "composite")):
+    for reduction, path in (("max", "native"), ("Lp(2)", "native"), ("median", "native")):
         assert poolkit.explain(x, WINDOW, reduction, activation="gelu").path == path
     assert poolkit.explain(x, WINDOW, "max", activation="relu").position_bytes == 1
     x.requires_grad_()
