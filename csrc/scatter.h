@@ -45,7 +45,7 @@ class Scattering {
             else
                 take_rows(arena);
         } else {
-            if (g.positions <= kPlaces) places = arena.template take<int64_t>(g.positions);
+            if (g.positions <= kPlaces) places = arena.template take<int64_t>(g.positions + 1);
             const Axis& first = g.axis[0];
             const int64_t rows = kBlockBytes / (extent[1] * static_cast<int64_t>(sizeof(A)));
             const int64_t windows = kGradientWindows * ((first.taps - 1) * first.step + 1);
@@ -300,7 +300,8 @@ class Scattering {
                     places[k * taps + t] = places[k] + t * axis.step * extent[a + 1];
             n *= taps;
         }
-        for (; n < g.positions; ++n) places[n] = kNowhere;
+        // Plans of a max alone are given codes that end a gradient too: one behind their own.
+        for (; n <= g.positions; ++n) places[n] = kNowhere;
     }
 
     int64_t place_of(int64_t code) const {
