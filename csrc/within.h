@@ -427,9 +427,10 @@ POOLKIT_INLINE void unclipped(const Axis& axis, const A* from, int64_t pitch, in
             each([&](const A* row, int64_t i) { return strided_at<R, A, 4>(row + 4 * i, taps); });
     } else {
         each([&](const A* row, int64_t i) {
-            A acc[lanes<A>];
-            for (int64_t l = 0; l < lanes<A>; ++l) {
-                const A* at = row + at_most(i + l, n - 1) * stride;
+            A acc[lanes<A>]{};
+            const int64_t live = at_most<int64_t>(lanes<A>, n - i);
+            for (int64_t l = 0; l < live; ++l) {
+                const A* at = row + (i + l) * stride;
                 acc[l] = at[0];
                 for (int64_t t = 1; t < axis.taps; ++t) acc[l] = R::merge(acc[l], at[t * step]);
             }
