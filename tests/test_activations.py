@@ -15,10 +15,10 @@ from test_instruction_sets import CASES, bits, noise
 from test_oracle import WALKS
 
 import poolkit
-from poolkit.activations import ACTIVATIONS, Activation, activation_of, as_activation
+from poolkit.activations import ACTIVATIONS, Activation, as_activation
 from poolkit.dtypes import DTYPES
 from poolkit.plan import plan_for
-from poolkit.recipes import parameters_of
+from poolkit.recipes import parameters_of, read
 from poolkit.reductions import Lp, Max, Mean, Min, Reduction, Sum, as_reduction
 from poolkit.reference import activate_reference
 from poolkit.windows import Adaptive, Global, Pyramid, Sliding, Window
@@ -59,7 +59,7 @@ def alone(x: np.ndarray, activation: Activation) -> np.ndarray:
 
 @pytest.mark.parametrize("made", MADE, ids=str)
 def test_recipes_round_trip(made: Activation) -> None:
-    assert as_activation(repr(made)) == made == activation_of(repr(made))
+    assert as_activation(repr(made)) == made == read(repr(made), "activation")
     whole = poolkit.Activated("Quantile(0.3)", made)
     assert as_reduction(repr(whole)) == whole
     assert hash(as_reduction(repr(whole))) == hash(whole)

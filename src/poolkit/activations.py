@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from .arrays import Array, Arrays
-from .errors import PoolTypeError, PoolValueError, is_traced
-from .recipes import Recipe, parameters_of, read
+from .errors import PoolTypeError, PoolValueError
+from .recipes import REGISTRIES, Recipe, made_of, parameters_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 ACTIVATIONS: dict[str, type[Activation]] = {}
+REGISTRIES["activation"] = ACTIVATIONS
 A = TypeVar("A", bound="type[Activation]")
 
 
@@ -291,17 +292,6 @@ class Hardswish(Activation):
         return xp.where(x <= -3, xp.fill(x, 0.0), middle)
 
 
-def activation_of(text: str) -> Activation:
-    """The activation that a recipe names, read once."""
-    made: Activation = read(text, ACTIVATIONS, "activation")
-    return made
-
-
-def activation_parts(text: str) -> tuple[str, tuple[Any, ...]]:
-    """The same as the class's name and the values of its parameters."""
-    return activation_of(text).parts()
-
-
 def as_activation(activation: Activation | str) -> Activation:
     """An activation, its name, or its recipe.
 
@@ -310,12 +300,5 @@ def as_activation(activation: Activation | str) -> Activation:
     """
     if isinstance(activation, Activation):
         return activation
-    if isinstance(activation, str):
-        if is_traced():  # the parts are constants; the object is not
-            name, values = activation_parts(activation)
-            return ACTIVATIONS[name](*values)
-        return activation_of(activation)
-    raise PoolTypeError(
-        f"an activation was expected, got {type(activation).__name__}",
-        "Pass an activation such as poolkit.ReLU(), or its name: 'relu'",
-    )
+    made: Activation = made_of(activation, "activation", "poolkit.ReLU(), or its name: 'relu'")
+    return made

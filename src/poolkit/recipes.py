@@ -10,9 +10,9 @@ import ast
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
-from .errors import PoolError, PoolValueError
+from .errors import PoolError, PoolTypeError, PoolValueError, is_traced
 
-__all__ = ["Recipe", "build", "read"]
+__all__ = ["REGISTRIES", "Recipe", "build", "made_of", "parts_of", "read"]
 
 
 class Recipe:
@@ -82,17 +82,43 @@ def build(text: str, registry: dict[str, type], kind: str) -> Any:
         raise PoolValueError(f"{text!r} does not fit {made.__name__}: {error}") from None
 
 
+REGISTRIES: dict[str, dict[str, type]] = {}
+"""By kind (window, reduction, activation) what can be named in a recipe."""
+
 _read: dict[tuple[str, str], Any] = {}
 
 
-def read(text: str, registry: dict[str, type], kind: str) -> Any:
+def read(text: str, kind: str) -> Any:
     """`build`, once for each text."""
     made = _read.get((kind, text))
     if made is None:
-        made = build(text, registry, kind)
+        made = build(text, REGISTRIES[kind], kind)
         if len(_read) < 2048:
             _read[kind, text] = made
     return made
+
+
+def parts_of(text: str, kind: str) -> tuple[str, tuple[Any, ...]]:
+    """What `read` makes, as the class's name and the values of its parameters."""
+    parts: tuple[str, tuple[Any, ...]] = read(text, kind).parts()
+    return parts
+
+
+def made_of(given: Any, kind: str, such_as: str) -> Any:
+    """What a recipe names.
+
+    Raises:
+        PoolTypeError: for anything but text; `such_as` is what to pass instead.
+    """
+    if not isinstance(given, str):
+        wanted = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        raise PoolTypeError(
+            f"{wanted} was expected, got {type(given).__name__}", f"Pass {wanted} such as {such_as}"
+        )
+    if is_traced():  # the parts are constants; the object is not
+        name, values = parts_of(given, kind)
+        return REGISTRIES[kind][name](*values)
+    return read(given, kind)
 
 
 def example(registry: dict[str, type]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from ..arrays import Array, Arrays
 from ..dtypes import DType
-from ..errors import PoolTypeError, PoolValueError, is_traced
-from ..recipes import Recipe, parameters_of, read
+from ..errors import PoolTypeError, PoolValueError
+from ..recipes import REGISTRIES, Recipe, made_of, parameters_of
 
 if TYPE_CHECKING:
     from ..windows import Spans
@@ -22,6 +22,7 @@ __all__ = ["REDUCTIONS", "Kernel", "Reduction", "Seen", "State", "as_reduction",
 State = tuple[Array, ...]
 REDUCTIONS: dict[str, type[Reduction]] = {}
 RECIPES: dict[str, type[Reduction]] = {}
+REGISTRIES["reduction"] = RECIPES
 """All of them, and those that are made of others."""
 R = TypeVar("R", bound="type[Reduction]")
 
@@ -174,17 +175,6 @@ def root(xp: Arrays, x: Array, p: float) -> Array:
     return xp.where(positive, xp.sqrt(safe) if p == 2 else xp.power(safe, 1.0 / p), x)
 
 
-def reduction_of(text: str) -> Reduction:
-    """The reduction that a recipe names, read once."""
-    made: Reduction = read(text, RECIPES, "reduction")
-    return made
-
-
-def reduction_parts(text: str) -> tuple[str, tuple[Any, ...]]:
-    """The same as the class's name and the values of its parameters."""
-    return reduction_of(text).parts()
-
-
 def as_reduction(reduction: Reduction | str) -> Reduction:
     """A reduction, its name, or its recipe.
 
@@ -193,12 +183,5 @@ def as_reduction(reduction: Reduction | str) -> Reduction:
     """
     if isinstance(reduction, Reduction):
         return reduction
-    if isinstance(reduction, str):
-        if is_traced():  # the parts are constants; the object is not
-            name, values = reduction_parts(reduction)
-            return RECIPES[name](*values)
-        return reduction_of(reduction)
-    raise PoolTypeError(
-        f"a reduction was expected, got {type(reduction).__name__}",
-        "Pass a reduction such as poolkit.Max(), or its name: 'max'",
-    )
+    made: Reduction = made_of(reduction, "reduction", "poolkit.Max(), or its name: 'max'")
+    return made

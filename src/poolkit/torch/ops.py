@@ -35,23 +35,20 @@ import torch
 from torch import Tensor
 
 from .. import _native as _kernels
-from ..activations import activation_parts, as_activation
+from ..activations import as_activation
 from ..composite import composite, composite_indices
 from ..dtypes import DTYPES
 from ..errors import PoolValueError
 from ..plan import Plan, plan_for
+from ..recipes import parts_of
 from ..reductions import Activated, Reduction, as_reduction
-from ..reductions.base import reduction_parts
 from ..windows import Window, as_window
-from ..windows.base import window_parts
 from .layout import as_laid_out, empty_like_layout, has_format, laid_out_like
 
 __all__ = ["NAMES", "has_format", "laid_out_like", "plan_of", "to_front"]
 
 # Text is read while a compiler traces, not by the compiled program.
-torch.compiler.assume_constant_result(window_parts)
-torch.compiler.assume_constant_result(reduction_parts)
-torch.compiler.assume_constant_result(activation_parts)
+torch.compiler.assume_constant_result(parts_of)
 
 _library = torch.library.Library("poolkit", "DEF")
 _library.define("pool(Tensor x, str window, str reduction, int ndim) -> Tensor")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from ..errors import PoolTypeError, PoolValueError, dtype_name, is_torch_tensor, is_traced
-from ..recipes import Recipe, parameters_of, read
+from ..recipes import REGISTRIES, Recipe, made_of, parameters_of
 
 __all__ = ["WINDOWS", "ReceptiveField", "Spans", "Window", "as_window", "register"]
 
@@ -21,6 +21,7 @@ LARGEST = 2**40
 MOST_OUTPUTS = 2**31
 
 WINDOWS: dict[str, type[Window]] = {}
+REGISTRIES["window"] = WINDOWS
 W = TypeVar("W", bound="type[Window]")
 
 
@@ -244,17 +245,6 @@ def check_shape(shape: Sequence[int]) -> None:
         )
 
 
-def window_of(text: str) -> Window:
-    """The window that a recipe names, read once."""
-    made: Window = read(text, WINDOWS, "window")
-    return made
-
-
-def window_parts(text: str) -> tuple[str, tuple[Any, ...]]:
-    """The same as the class's name and the values of its parameters."""
-    return window_of(text).parts()
-
-
 def as_window(window: Window | str) -> Window:
     """A window, or the recipe of one.
 
@@ -263,12 +253,5 @@ def as_window(window: Window | str) -> Window:
     """
     if isinstance(window, Window):
         return window
-    if isinstance(window, str):
-        if is_traced():  # the parts are constants; the object is not
-            name, values = window_parts(window)
-            return WINDOWS[name](*values)
-        return window_of(window)
-    raise PoolTypeError(
-        f"a window was expected, got {type(window).__name__}",
-        "Pass a window such as poolkit.Sliding(2) or poolkit.Global()",
-    )
+    made: Window = made_of(window, "window", "poolkit.Sliding(2) or poolkit.Global()")
+    return made
