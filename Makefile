@@ -3,7 +3,7 @@
 #   make demo    the main job on real input: inspect and optimize the face networks
 #   make test    all tests
 #
-# Each makes .venv itself. Others: lint, bench, sanitize, format, clean.
+# Each makes .venv itself. Others: lint, bench, sanitize, aarch64, format, clean.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -15,7 +15,7 @@ OBJECTS ?= build/native
 
 SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: all demo test lint symbols format bench sanitize clean
+.PHONY: all demo test lint symbols format bench sanitize aarch64 clean
 all: test
 
 # The environment, built again when the native sources or the pins change. The package itself is
@@ -60,16 +60,28 @@ $(VENV)/.bench-ready: $(VENV)/.ready
 	@touch $@
 
 bench: $(VENV)/.bench-ready
-	$(BIN)/poolkit bench
+	$(BIN)/poolkit bench --threads 1,2
 
-# The kernels under the address and undefined-behaviour sanitizers, driven by the NumPy tests.
+# The kernels under the address and undefined-behaviour sanitizers: random windows against plain
+# loops, and the NumPy tests.
 sanitize: $(VENV)/.ready
 	$(PIP) --no-deps --upgrade --target build/sanitized . \
-	  -Cbuild-dir=build/sanitize -Ccmake.define.POOLKIT_SANITIZE=ON
+	  -Cbuild-dir=build/sanitize -Ccmake.define.POOLKIT_SANITIZE=ON \
+	  -Cbuild.targets='_native;geometries'
+	ASAN_OPTIONS=detect_leaks=0 build/sanitize/geometries 2000
 	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	$(BIN)/python -m pytest -q -m 'not slow' -p no:cacheprovider -o addopts=--strict-markers \
 	  tests/test_oracle.py tests/test_instruction_sets.py
+
+# The same kernels for another processor, run by an emulator: needs Debian's cmake, qemu-user and
+# g++-aarch64-linux-gnu. The vectors are GCC's, so NEON is the baseline there.
+aarch64:
+	cmake -S . -B build/aarch64 -DPOOLKIT_PYTHON=OFF -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/aarch64 --target geometries
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/geometries 500
 
 clean:
 	rm -rf build $(VENV) report.html report.json .pytest_cache .mypy_cache .ruff_cache .hypothesis

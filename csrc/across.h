@@ -55,8 +55,9 @@ struct ShortLines {
 // Lines [lo, hi) merged at column j, U vectors wide. Lifts on load where the lines are input.
 template <class R, class A, bool Lift, int U, class Lines>
 POOLKIT_INLINE void merge_chain(const Lines& lines, int64_t lo, int64_t hi, int64_t j, double p,
-                                Vec<A> (&acc)[U]) {
+                                Vec<A> (&result)[U]) {
     constexpr int n = lanes<A>;
+    Vec<A> acc[U];  // in registers: the result may be anyone's memory
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
         const Vec<A> v = lines.template at<A>(lo, j + u * n);
@@ -69,6 +70,8 @@ POOLKIT_INLINE void merge_chain(const Lines& lines, int64_t lo, int64_t hi, int6
             acc[u] = R::merge(acc[u], Lift ? R::lift(v, p) : v);
         }
     }
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) result[u] = acc[u];
 }
 
 template <class R, class A, bool Lift, int U, class Lines>
@@ -143,6 +146,12 @@ POOLKIT_ONCE void across(const Lines& lines, int64_t count, int64_t n, double p,
                           [&](int64_t j, Vec<A> v) { store_upto<A>(out, j, n, v); });
 }
 
+// The same where a vector may be written behind the last column: what is there is the identity.
+template <class R, class A, bool Lift, class Lines>
+POOLKIT_ONCE void across_padded(const Lines& lines, int64_t count, int64_t n, double p, A* out) {
+    across_to<R, A, Lift>(lines, count, n, p, [&](int64_t j, Vec<A> v) { store<A>(out + j, v); });
+}
+
 // The same with positions. Line i adds i * radix to the codes it brings; without codes they are 0.
 template <class R, class A, class Lines>
 POOLKIT_ONCE void across_positions(const Lines& lines, const Code<A>* const* codes, int64_t count,
@@ -192,8 +201,7 @@ POOLKIT_ONCE void across_positions(const Lines& lines, const Code<A>* const* cod
     }
 }
 
-// --- windows down lines
-// ---------------------------------------------------------------------------
+// --- windows down lines ------------------------------------------------------------------------
 
 // What was pushed N pushes ago.
 template <class V, int N>

@@ -75,6 +75,13 @@ NB_MODULE(_native, m) {
                  plan.forward_ahead(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out),
                                     reinterpret_cast<void*>(positions), outer, inner, threads);
              })
+        .def("chain",
+             [](const poolkit::Plan& plan, uintptr_t x, uintptr_t out, int64_t images,
+                int64_t channels, int64_t levels, int threads) {
+                 nb::gil_scoped_release release;
+                 plan.chain(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), images,
+                            channels, levels, threads);
+             })
         .def("scatter",
              [](const poolkit::Plan& plan, uintptr_t grad, uintptr_t positions, uintptr_t out,
                 int64_t outer, int64_t inner, int threads) {

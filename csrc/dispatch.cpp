@@ -478,6 +478,38 @@ void Plan::run(Apply apply, const void* x, void* out, void* positions, int64_t o
         });
 }
 
+void Plan::chain(const void* x, void* out, int64_t images, int64_t channels, int64_t levels,
+                 int threads) const {
+    const Kernel* kernel = find_kernel(table(), reduction_, dtype_, result_);
+    if (!kernel || dtype_ != result_ || !activation_.name.empty())
+        throw std::invalid_argument("no such kernel");
+    int64_t bytes = element_bytes_;
+    for (const OwnedAxis& axis : owned_) {
+        if (axis.spec.size != static_cast<int64_t>(axis.spec.begin.size()))
+            throw std::invalid_argument("a chain needs a window that keeps the size");
+        bytes *= axis.spec.size;
+    }
+    const int64_t planes = images * channels, results = planes * (1 + levels);
+    if (planes == 0) return;
+    ask_for_huge_pages(out, results * bytes);
+    const int64_t tasks = kernel->count_tasks(simple_, outer_scale_, inner_scale_);
+    parallel_for(planes, threads, (planes + results) * bytes,
+                 kernel->scratch_bytes(simple_, inner_scale_, false),
+                 [&](int64_t first, int64_t last, void* scratch) {
+                     for (int64_t plane = first; plane < last; ++plane) {
+                         const int64_t at = plane / channels * (1 + levels) * channels;
+                         char* to = static_cast<char*>(out) + (at + plane % channels) * bytes;
+                         std::memcpy(to, static_cast<const char*>(x) + plane * bytes, bytes);
+                         for (int64_t level = 0; level < levels; ++level) {
+                             char* next = to + channels * bytes;
+                             kernel->forward(simple_, Part{to, next, nullptr, outer_scale_,
+                                                           inner_scale_, 0, tasks, scratch});
+                             to = next;
+                         }
+                     }
+                 });
+}
+
 void Plan::transpose_once() const {
     std::call_once(transposed_, [this] {
         for (int a = 0; a < geometry_.axes; ++a) {

@@ -56,6 +56,10 @@ class Plan {
     // With the activation in front: positions are those of the activated values.
     void forward_ahead(const void* x, void* out, void* positions, int64_t outer, int64_t inner,
                        int threads) const;
+    // A window that changes no size, `levels` times over: each channel of each image with its
+    // results behind each other, (images, (1 + levels) * channels, ...). A plane stays in cache.
+    void chain(const void* x, void* out, int64_t images, int64_t channels, int64_t levels,
+               int threads) const;
     // The gradient of max and min: (grad_out, positions) -> grad_in.
     void scatter(const void* grad, const void* positions, void* out, int64_t outer, int64_t inner,
                  int threads) const;

@@ -7,16 +7,19 @@
 //   across  the axis is not the fastest in memory: whole lines are merged, lane by lane;
 //   within  the axis is contiguous: windows along one line.
 //
-// A 2-D window reduces each input row once with `within`, keeps as many of the results in a ring
-// as a window sees rows, and merges them with `across`: the intermediate never leaves the L1
-// cache. Doing the fastest axis first also makes "the first of equal values in row-major order
-// wins" a matter of merging in order.
+// Planes of rows are merged down first (`across`, a block of output rows at a time, each input row
+// read once), so that one line for each output row is left to be reduced along itself (`within`).
+// Where the order of merging shows - a NaN, a -0.0, positions - rows come first: "the first of
+// equal values in row-major order wins" is then a matter of merging in order. What a later row
+// sees again is kept in a ring: the intermediate never leaves the L1 cache. pooling.h has the walks
+// for every layout.
 //
 // Results have the same bits on every instruction set: lanes of a vector are separate outputs,
 // and where one output is summed by several lanes, their number is that of 64 bytes everywhere.
 
 #include "activations.h"
 #include "gather.h"
+#include "keys.h"
 #include "pooling.h"
 #include "registry.def"
 #include "scatter.h"
@@ -29,13 +32,22 @@ template <class R, class S, class O>
 constexpr poolkit::Kernel kernel(const char* reduction, const char* dtype, const char* result) {
     if constexpr (R::template accepts<S>) {
         using A = typename R::template Accumulator<S>;
-        return {reduction,
-                dtype,
-                result,
-                count_tasks,
-                scratch_bytes<R, S, A, O>,
-                forward<R, S, A, O>,
-                R::positions ? forward_positions<R, S, A, O> : nullptr};
+        if constexpr (R::positions && has_keys<S>)
+            return {reduction,
+                    dtype,
+                    result,
+                    count_tasks,
+                    scratch_by_keys<R, S>,
+                    forward_by_keys<R, S>,
+                    forward_positions<R, S, A, O>};
+        else
+            return {reduction,
+                    dtype,
+                    result,
+                    count_tasks,
+                    scratch_bytes<R, S, A, O>,
+                    forward<R, S, A, O>,
+                    R::positions ? forward_positions<R, S, A, O> : nullptr};
     } else {
         return {};
     }

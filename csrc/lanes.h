@@ -251,6 +251,32 @@ POOLKIT_INLINE Vec<C> load_codes(const P* from) {
     }
 }
 
+// The same back to memory, in a byte each: they are less than 256.
+template <class C>
+POOLKIT_INLINE void store_bytes(uint8_t* to, Vec<C> codes) {
+#if defined(__AVX512F__)
+    if constexpr (same<C, uint32_t>)
+        return _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)codes));
+    if constexpr (same<C, uint64_t>)
+        return _mm_storel_epi64((__m128i*)to, _mm512_cvtepi64_epi8((__m512i)codes));
+#elif defined(__AVX2__)
+    if constexpr (same<C, uint32_t>) {
+        const __m128i low = _mm256_castsi256_si128((__m256i)codes);
+        const __m128i words = _mm_packus_epi32(low, _mm256_extracti128_si256((__m256i)codes, 1));
+        return _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(words, words));
+    }
+#elif defined(__SSE2__)
+    if constexpr (same<C, uint32_t>) {
+        const __m128i words = _mm_packs_epi32((__m128i)codes, (__m128i)codes);
+        const int bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+        memcpy(to, &bytes, sizeof bytes);
+        return;
+    }
+#endif
+    const auto bytes = __builtin_convertvector(codes, typename VectorOf<uint8_t, lanes<C>>::type);
+    memcpy(to, &bytes, sizeof bytes);
+}
+
 template <class A>
 POOLKIT_INLINE Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // x - 0 is x for every x, -0.0 and NaN too
@@ -260,10 +286,13 @@ POOLKIT_INLINE Vec<A> broadcast(A value) {
 template <class A, class S>
 POOLKIT_INLINE Vec<A> load_first(const S* from, int64_t n, Vec<A> fill) {
 #if defined(__AVX512F__)
-    if constexpr (same<A, float> && same<S, float>) {
-        const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1u);
-        return (Vec<A>)_mm512_mask_loadu_ps((__m512)fill, mask, from);
-    }
+    const uint64_t mask = (uint64_t{1} << n) - 1;
+    if constexpr (same<A, S> && sizeof(A) == 4)
+        return (Vec<A>)_mm512_mask_loadu_epi32((__m512i)fill, static_cast<__mmask16>(mask), from);
+    if constexpr (same<A, S> && sizeof(A) == 2)
+        return (Vec<A>)_mm512_mask_loadu_epi16((__m512i)fill, static_cast<__mmask32>(mask), from);
+    if constexpr (same<A, S> && sizeof(A) == 1)
+        return (Vec<A>)_mm512_mask_loadu_epi8((__m512i)fill, static_cast<__mmask64>(mask), from);
 #elif defined(__AVX2__)
     if constexpr (same<A, float> && same<S, float>) {
         const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -280,11 +309,13 @@ POOLKIT_INLINE Vec<A> load_first(const S* from, int64_t n, Vec<A> fill) {
 template <class A>
 POOLKIT_INLINE void store_first(A* to, Vec<A> v, int64_t n) {
 #if defined(__AVX512F__)
-    if constexpr (same<A, float>) {
-        const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1u);
-        _mm512_mask_storeu_ps(to, mask, (__m512)v);
-        return;
-    }
+    const uint64_t mask = (uint64_t{1} << n) - 1;
+    if constexpr (sizeof(A) == 4)
+        return _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), (__m512i)v);
+    if constexpr (sizeof(A) == 2)
+        return _mm512_mask_storeu_epi16(to, static_cast<__mmask32>(mask), (__m512i)v);
+    if constexpr (sizeof(A) == 1)
+        return _mm512_mask_storeu_epi8(to, static_cast<__mmask64>(mask), (__m512i)v);
 #elif defined(__AVX2__)
     if constexpr (same<A, float>) {
         const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -16,7 +16,7 @@ constexpr int64_t kMaxDirectTaps = 4096;
 // v / by; by a power of two, multiplied with the reciprocal, which has the same bits.
 template <class A>
 POOLKIT_INLINE Vec<A> divided(Vec<A> v, double by) {
-    if (by == 1.0) return v;
+    if (!is_float<A> || by == 1.0) return v;
     const double reciprocal = 1.0 / by;
     const bool exact = !(bit_cast<uint64_t>(by) << 12) && by >= 1.0 && by <= 0x1p20;
     return exact ? v * broadcast<A>(static_cast<A>(reciprocal))
@@ -87,6 +87,7 @@ enum class Walk {
     direct,   // lines behind: all the pixels of a window are merged at once
     ring,     // axis by axis, the fastest first
     down,     // columns first, then along the one line that is left
+    windows,  // whole windows in registers, with positions
 };
 
 Walk walk_of(const Geometry& g, int64_t inner) {
@@ -134,7 +135,9 @@ class Pooling {
             extent[a] = extent[a + 1] * g.axis[a].size;
         }
         walk = walk_of(g, inner);
-        if (walk == Walk::ring && !Positions && inner == 1 && g.axes == 2) walk = Walk::down;
+        if (walk == Walk::ring && !Positions && inner == 1 && (g.axes == 2 || g.axis[0].taps <= 4))
+            walk = Walk::down;
+        if (walk == Walk::ring && Positions && windows_in_registers()) walk = Walk::windows;
         const Axis& row = g.axis[last];
         if (row.outputs > 0) whole_line = extent_of(row, 0, row.outputs);
         int64_t states = inner, line = 0;  // outputs of one task, and of one line
@@ -161,6 +164,12 @@ class Pooling {
                 states = line = row.outputs;
                 take_block(arena);
                 break;
+            case Walk::windows:
+                take_lists(arena, g.axis[0].taps);
+                inputs = arena.template take<const S*>(g.axis[0].taps);
+                copied = row.stride * lanes<A> + row.taps * row.step + 2 * lanes<A>;
+                nothing = arena.template take<S>(g.axis[0].taps * copied);
+                break;
         }
         state = arena.template take<A>(states + slack);
         if (Positions) codes = arena.template take<C>(states + slack);
@@ -186,6 +195,8 @@ class Pooling {
                 return run_ring(x, out, part);
             case Walk::down:
                 return run_down(x, out, part);
+            case Walk::windows:
+                return run_windows(x, out, part);
         }
     }
 
@@ -221,6 +232,12 @@ class Pooling {
         const Axis& row = g.axis[last];
         if (!row.regular) whole_line = Extent{0, row.size, 0, row.size, 0};
         pitch = round_up(whole_line.reach, lanes<A>);
+        // Rows that are tiled by their windows are one long line of windows.
+        joined = row.regular && row.step == 1 && row.stride > 1 && row.taps <= row.stride &&
+                 row.taps <= kLongSpan && whole_line.before == 0 &&
+                 row.size == row.outputs * row.stride && divides_alike(row) &&
+                 divides_alike(down) && (in_lanes || fixed_point);
+        if (joined) pitch = row.size;
         block = 1;
         if (down.regular) {
             // Lines that two blocks see are read twice: large windows want large blocks.
@@ -265,8 +282,10 @@ class Pooling {
     Extent whole_line{};
     // Of a block of output rows:
     int64_t block = 0, pitch = 0, listed = 0;
+    bool joined = false;         // nothing is between two rows
     const S** inputs = nullptr;  // the lines that it sees, slab by slab
     const S** picked = nullptr;  // those of each output
+    int64_t copied = 0;          // room for one of them
     S* nothing = nullptr;        // a line of padding
     A* column = nullptr;         // merged columns, one row for each output row
     A* wide = nullptr;           // rows that are not yet results
@@ -467,7 +486,8 @@ class Pooling {
         }
     }
 
-    // Vectors of states become n results.
+    // Vectors of states become results; the lanes behind the last of n are not written. A row may
+    // be written over the beginning of the next, which comes later.
     auto put_to(O* to, int64_t n, double by) {
         return [=, this](int64_t i, Vec<A> v) {
             if constexpr (!R::positions) v = R::finish(divided<A>(v, by), g.exponent);
@@ -502,6 +522,95 @@ class Pooling {
             }
             return int64_t{1};
         });
+    }
+
+    // Rows that are seen by one or two rows of outputs are read anew for each: to keep what was
+    // found in them costs more than to find it again.
+    bool windows_in_registers() const {
+        if (inner != 1 || g.axes != 2 || g.positions > 256) return false;
+        const Axis& down = g.axis[0];
+        return positions_in_lanes(g.axis[1]) && g.axis[1].taps <= 4 && down.taps <= 4 &&
+               (down.disjoint || (down.regular && down.taps <= 2 * down.stride));
+    }
+
+    void run_windows(const S* x, O* out, const Part& part) {
+        if constexpr (Positions) {
+            const Axis& down = g.axis[0];
+            const Axis& row = g.axis[1];
+            const int64_t lo = row.full_begin, hi = row.full_end, n = hi > lo ? hi - lo : 0;
+            const int64_t first = lo * row.stride + row.offset, radix = row.taps;
+            uint8_t* places = static_cast<uint8_t*>(part.positions);
+            const S* behind = x + part.outer * extent[0];
+            const int64_t outputs_end = part.last * row.outputs;
+            // To look for a NaN costs more than it saves where taps are few.
+            const bool watching = scans<R, S> && row.taps > 2;
+            const S* looked = x;  // how far lines have been looked through,
+            const S* broken = scans<R, S> && !watching ? behind : nullptr;  // the last with a NaN
+            each_row(part, [&](int64_t plane, int64_t o, int64_t at) {
+                const S* base = x + plane * extent[0] + down.begin[o] * row.size;
+                const int64_t count = down.count[o];
+                const S* end = base + ((count - 1) * down.step + 1) * row.size;
+                for (looked = looked < base ? base : looked; looked < end; looked += row.size) {
+                    if (!watching)
+                        fetch(looked, row.size);
+                    else if (has_nan<A>(looked, row.size))
+                        broken = looked + row.size;
+                }
+                for (int64_t t = 0; t < count; ++t)
+                    inputs[t] = base + t * down.step * row.size + first;
+                // Fewer windows than lanes read beyond them, and only from memory that is there.
+                const bool few = n < lanes<A>;
+                if (few && n > 0 && inputs[count - 1] + copied > behind) {
+                    const int64_t seen = (n - 1) * row.stride + (row.taps - 1) * row.step + 1;
+                    for (int64_t t = 0; t < count; ++t) {
+                        memcpy(nothing + t * copied, inputs[t], seen * sizeof(S));
+                        inputs[t] = nothing + t * copied;
+                    }
+                }
+                const auto put = [&](int64_t i, Vec<A> v, Vec<C> code) {
+                    const int64_t to = at + lo + i, left = few ? n : outputs_end - to;
+                    if (to + lanes<A> <= outputs_end) {  // what is written too far comes later
+                        store<A>(out + to, v);
+                        store_bytes<C>(places + to, code);
+                    } else {
+                        uint8_t bytes[lanes<C>];
+                        store_bytes<C>(bytes, code);
+                        store_upto<A>(out + to, 0, left, v);
+                        memcpy(places + to, bytes, at_most<int64_t>(left, lanes<C>));
+                    }
+                };
+                const auto find = [&](auto reduction) {
+                    using Q = decltype(reduction);
+                    if (n > 0) unclipped_positions<Q, A>(row, inputs, count, radix, n, put);
+                    for (int64_t j = 0; j < row.outputs; ++j) {
+                        if (j == lo && n > 0) j = hi;
+                        if (j < row.outputs) find_one<Q>(base, o, j, out + at + j, places + at + j);
+                    }
+                };
+                broken > base ? find(R{}) : find(Quick<R, S>{});
+                return int64_t{1};
+            });
+        }
+    }
+
+    // The window of output (o, j), which begins in a row whose first input is `base`.
+    template <class Q>
+    void find_one(const S* base, int64_t o, int64_t j, O* to, uint8_t* to_code) {
+        const Axis& down = g.axis[0];
+        const Axis& row = g.axis[1];
+        const int64_t count = row.count[j];
+        const S* at = base + row.begin[j];
+        A best = static_cast<A>(widen(at[0]));
+        C code = 0;
+        for (int64_t t = 0; t < down.count[o]; ++t, at += down.step * row.size)
+            for (int64_t s = 0; s < count; ++s) {  // without a branch that nobody could foresee
+                const A v = static_cast<A>(widen(at[s * row.step]));
+                const C taken = static_cast<C>(-static_cast<int64_t>(Q::replaces(best, v)));
+                best = Q::merge(best, v);
+                code ^= (code ^ static_cast<C>(t * row.taps + s)) & taken;
+            }
+        *to = narrow<O>(best);
+        *to_code = static_cast<uint8_t>(code);
     }
 
     // Calls body(slab, output of the first axis, its place in the result), which says how many
@@ -563,28 +672,40 @@ class Pooling {
         return last == 1 && down.regular && down.stride == 1 && down.taps >= kDoubling;
     }
 
-    // Lists the lines that output rows o .. o + n see, in slabs that output `slab` of the first of
-    // three axes sees. Returns how many slabs, or 0 where the order of merging may show.
-    int64_t list_lines(const S* from, int64_t slab, int64_t o, int64_t n) {
+    // The lines that output rows o .. o + n see: `lines` from `first` on, of which [lo, hi) exist.
+    struct Seen {
+        int64_t first, lines, lo, hi;
+    };
+    Seen seen_by(int64_t o, int64_t n) const {
         const Axis& down = g.axis[last - 1];
-        const Extent& e = whole_line;
-        const int64_t width = g.axis[last].size;
+        const int64_t rows_apart = down.regular ? (n - 1) * down.stride : 0;
+        const int64_t taps = down.regular ? down.taps : down.count[o];
         const int64_t first = down.regular ? o * down.stride + down.offset : down.begin[o];
-        const int64_t lines_seen = down.regular
-                                       ? (n - 1) * down.stride + (down.taps - 1) * down.step + 1
-                                       : (down.count[o] - 1) * down.step + 1;
-        const int64_t lo = first > 0 ? first : 0, hi = at_most(first + lines_seen, down.size);
-        const int64_t slabs = last == 2 ? g.axis[0].count[slab] : 1;
+        const int64_t lines = rows_apart + (taps - 1) * down.step + 1;
+        return {first, lines, first > 0 ? first : 0, at_most(first + lines, down.size)};
+    }
+
+    // Whether the order of merging may show among the inputs of these lines.
+    bool look_through(const S* base, const Seen& seen) {
+        const int64_t between = (seen.hi - seen.lo - 1) * g.axis[last].size;
+        return seen.hi > seen.lo &&
+               look_through(base + seen.lo * g.axis[last].size, between + whole_line.inside);
+    }
+
+    // Lists the lines of each of the slabs that output `slab` of the first of three axes sees.
+    // Returns whether the order of merging may show.
+    bool list_lines(const S* from, int64_t slab, int64_t slabs, const Seen& seen) {
         for (int64_t t = 0; t < slabs; ++t) {
-            const S* base = from + e.start + e.before;
+            const S* base = from + whole_line.start + whole_line.before;
             if (last == 2) base += (g.axis[0].begin[slab] + t * g.axis[0].step) * extent[1];
-            if (look_through(base + lo * width, (hi - lo - 1) * width + e.inside)) return 0;
-            for (int64_t i = 0; i < lines_seen; ++i) {
-                const bool seen = first + i >= lo && first + i < hi;
-                inputs[t * listed + i] = seen ? base + (first + i) * width : nothing;
+            if (look_through(base, seen)) return true;
+            for (int64_t i = 0; i < seen.lines; ++i) {
+                const int64_t at = seen.first + i;
+                inputs[t * listed + i] =
+                    at >= seen.lo && at < seen.hi ? base + at * g.axis[last].size : nothing;
             }
         }
-        return slabs;
+        return false;
     }
 
     // The columns of output rows o .. o + n; whether the order of merging may show: then nothing is
@@ -596,49 +717,63 @@ class Pooling {
         if (e.inside == 0) return false;
         A* to = column + e.before;
         const double p = g.exponent;
-        const bool empty = last == 2 && g.axis[0].count[slab] == 0;
-        const int64_t slabs = empty ? 0 : list_lines(from, slab, o, n);
-        if (slabs == 0 && !empty) return true;
+        const int64_t slabs = last == 2 ? g.axis[0].count[slab] : 1;
         const int64_t taps = down.regular ? down.taps : down.count[o];
         const int64_t stride = down.regular ? down.stride : 1;
+        const Seen seen = seen_by(o, n);
         const auto slides = [&](int64_t k, int64_t s) {
             return slabs == 1 && down.regular && taps == k && stride == s && down.step == 1;
         };
-        const auto slide_down = [&](const S** seen, auto k, auto s) {
-            slide<Columns, A, true, k.value, s.value>(ListedLines<S>{seen}, n, e.inside, p, to,
+        const auto slide_down = [&](auto k, auto s) {
+            if (list_lines(from, slab, slabs, seen)) return true;
+            slide<Columns, A, true, k.value, s.value>(ListedLines<S>{inputs}, n, e.inside, p, to,
                                                       pitch);
             return false;
         };
-        if (slides(2, 2)) return slide_down(inputs, Constant<2>{}, Constant<2>{});
-        if (slides(3, 2)) return slide_down(inputs, Constant<3>{}, Constant<2>{});
-        if (slides(4, 4)) return slide_down(inputs, Constant<4>{}, Constant<4>{});
-        if (slides(3, 3)) return slide_down(inputs, Constant<3>{}, Constant<3>{});
-        if (slides(3, 1)) return slide_down(inputs, Constant<3>{}, Constant<1>{});
-        if (slides(5, 1)) return slide_down(inputs, Constant<5>{}, Constant<1>{});
+        if (slides(2, 2)) return slide_down(Constant<2>{}, Constant<2>{});
+        if (slides(3, 2)) return slide_down(Constant<3>{}, Constant<2>{});
+        if (slides(4, 4)) return slide_down(Constant<4>{}, Constant<4>{});
+        if (slides(3, 3)) return slide_down(Constant<3>{}, Constant<3>{});
+        if (slides(3, 1)) return slide_down(Constant<3>{}, Constant<1>{});
+        if (slides(5, 1)) return slide_down(Constant<5>{}, Constant<1>{});
         if constexpr (R::idempotent) {
-            if (slides(7, 1)) return slide_down(inputs, Constant<7>{}, Constant<1>{});
-            if (slides(9, 1)) return slide_down(inputs, Constant<9>{}, Constant<1>{});
-            if (slides(13, 1)) return slide_down(inputs, Constant<13>{}, Constant<1>{});
+            if (slides(7, 1)) return slide_down(Constant<7>{}, Constant<1>{});
+            if (slides(9, 1)) return slide_down(Constant<9>{}, Constant<1>{});
+            if (slides(13, 1)) return slide_down(Constant<13>{}, Constant<1>{});
         }
         if (doubles_down()) {
-            const int64_t seen = (n - 1) + (taps - 1) * down.step + 1;
-            pad_rows(area, seen);
-            for (int64_t i = 0; i < seen; ++i)
-                across<Columns, A, true>(ListedLines<S>{inputs + i}, 1, e.inside, p,
-                                         area + i * pitch + e.before);
+            if (list_lines(from, slab, slabs, seen)) return true;
+            pad_rows(area, seen.lines);
+            for (int64_t i = 0; i < seen.lines; ++i)
+                across_padded<Columns, A, true>(ListedLines<S>{inputs + i}, 1, e.inside, p,
+                                                area + i * pitch + e.before);
             within_doubling<Columns, A>(area, n * pitch, taps, down.step * pitch, column);
             return false;
         }
+        if (last == 1) {  // row by row, without a list
+            const int64_t width = g.axis[last].size;
+            const S* base = from + e.start + e.before;
+            if (look_through(base, seen)) return true;
+            for (int64_t r = 0; r < n; ++r)
+                across_padded<Columns, A, true>(
+                    StridedLines<S>{base + down.begin[o + r] * width, down.step * width},
+                    down.count[o + r], e.inside, p, to + r * pitch);
+            return false;
+        }
+        if (list_lines(from, slab, slabs, seen)) return true;
         const int64_t each = slabs * taps;
         const S** next = picked;
         for (int64_t r = 0; r < n; ++r)
             for (int64_t s = 0; s < slabs; ++s)
                 for (int64_t t = 0; t < taps; ++t)
                     *next++ = inputs[s * listed + r * stride + t * down.step];
-        if (each == 4) return slide_down(picked, Constant<4>{}, Constant<4>{});
+        if (each == 8) {
+            slide<Columns, A, true, 8, 8>(ListedLines<S>{picked}, n, e.inside, p, to, pitch);
+            return false;
+        }
         for (int64_t r = 0; r < n; ++r)
-            across<Columns, A, true>(ListedLines<S>{picked + r * each}, each, e.inside, p,
-                                     to + r * pitch);
+            across_padded<Columns, A, true>(ListedLines<S>{picked + r * each}, each, e.inside, p,
+                                            to + r * pitch);
         return false;
     }
 
@@ -648,11 +783,16 @@ class Pooling {
     static bool look_through(const S* from, int64_t n) {
         if constexpr (scans<R, S>) {
             return order_shows<A>(from, n);
+        } else if constexpr (R::idempotent && !R::plain) {
+            return false;  // keys: looked through already
         } else {
-            constexpr int64_t line = 64 / sizeof(S);
-            for (int64_t j = 0; j < n; j += line) __builtin_prefetch(from + j);
+            fetch(from, n);
             return false;
         }
+    }
+    static void fetch(const S* from, int64_t n) {
+        constexpr int64_t line = 64 / sizeof(S);
+        for (int64_t j = 0; j < n; j += line) __builtin_prefetch(from + j);
     }
 
     // Merged columns become results, divided by `by` and what their row and column say.
@@ -666,13 +806,14 @@ class Pooling {
                 requantizer.use(by * divisor(last - 1, o) * (row.divisor ? row.divisor[0] : 1.0));
                 if (requantizer.fixed.bits)
                     return reduce_rows_by<Columns>(n, [&](int64_t r) {
-                        return requantizer.put_fixed(out + r * outputs, outputs);
+                        return requantizer.put_fixed(out + r * outputs,
+                                                     joined ? n * outputs : outputs);
                     });
             }
         }
         // In registers where all columns are divided by the same, else by way of memory.
         const bool at_once = in_lanes && (!row.divisor || row.divisor_uniform);
-        const int64_t stored = round_up(outputs, lanes<A>);
+        const int64_t stored = joined ? outputs : round_up(outputs, lanes<A>);
         A* states = wide + block * pitch + row.taps * row.step + 8 * lanes<A>;
         const double columns = row.divisor ? row.divisor[0] : 1.0;
         if (row.regular && (row.taps <= kLongSpan || row.stride == 1)) {
@@ -681,7 +822,7 @@ class Pooling {
                 const double divides = by * columns * divisor(last - 1, o + r);
                 return [=, this](int64_t i, Vec<A> v) {
                     if constexpr (in_lanes)
-                        if (to) return put_to(to, outputs, divides)(i, v);
+                        if (to) return put_to(to, (n - r) * outputs, divides)(i, v);
                     store<A>(states + r * stored + i, v);
                 };
             });
@@ -704,7 +845,8 @@ class Pooling {
             climbed<Columns, 9>(n, put) || climbed<Columns, 13>(n, put))
             return;
         if (row.stride != 1 || row.taps < kDoubling)
-            return unclipped<Columns, A>(row, column, pitch, n, outputs, put);
+            return unclipped<Columns, A>(row, column, pitch, joined ? 1 : n,
+                                         joined ? n * outputs : outputs, put);
         // All rows as one line: windows between two of them are nobody's.
         within_doubling<Columns, A>(column, (n - 1) * pitch + outputs, row.taps, row.step, wide);
         for (int64_t r = 0; r < n; ++r) {

@@ -91,7 +91,11 @@ struct Max : Ordered {
     }
     template <class T>
     static POOLKIT_INLINE auto replaces(T a, T b) {
-        return (b > a) | (b != b);
+        return replaces_ordered(a, b) | (b != b);
+    }
+    template <class T>
+    static POOLKIT_INLINE auto replaces_ordered(T a, T b) {
+        return b > a;
     }
     template <class T>
     static POOLKIT_INLINE T merge_ordered(T a, T b) {
@@ -110,7 +114,11 @@ struct Min : Ordered {
     }
     template <class T>
     static POOLKIT_INLINE auto replaces(T a, T b) {
-        return (b < a) | (b != b);
+        return replaces_ordered(a, b) | (b != b);
+    }
+    template <class T>
+    static POOLKIT_INLINE auto replaces_ordered(T a, T b) {
+        return b < a;
     }
     template <class T>
     static POOLKIT_INLINE T merge_ordered(T a, T b) {
@@ -128,6 +136,10 @@ struct NoNaN : R {
     template <class T>
     static POOLKIT_INLINE T merge(T a, T b) {
         return R::merge_ordered(a, b);
+    }
+    template <class T>
+    static POOLKIT_INLINE auto replaces(T a, T b) {
+        return R::replaces_ordered(a, b);
     }
 };
 
@@ -252,6 +264,8 @@ template <class R, class A>
 POOLKIT_INLINE A blank(double p) {
     if constexpr (requantizes<R>)
         return static_cast<A>(p);
+    else if constexpr (R::idempotent && !R::plain)  // keys: a lift that undoes itself
+        return R::lift(R::template identity<A>(), p);
     else
         return R::template identity<A>();
 }

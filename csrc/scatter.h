@@ -36,6 +36,10 @@ class Scattering {
         for (int a = 0; a < last; ++a) pairs *= g.axis[a].transposed_most;
         gathers =
             pairs <= kPairsPerLane * lanes<A> && (inner == 1 ? in_phases(row) : inner >= lanes<A>);
+        tiled = gathers && inner == 1 && g.axes > 1 && row.stride > 1 && row.taps == row.stride &&
+                row.size == row.outputs * row.stride && row.offset == 0 && row.step == 1 &&
+                row.outputs >= lanes<A>;
+        for (int a = 0; a < last; ++a) tiled = tiled && g.axis[a].disjoint;
         if (gathers) {
             covers.take(g, last, arena);
             int64_t most = 1;
@@ -109,6 +113,7 @@ class Scattering {
     int last;
     int64_t extent[kMaxAxes + 1], results[kMaxAxes + 1];  // elements of axes a.. with those behind
     bool gathers;
+    bool tiled = false;  // by windows that see each input once, along rows without a rest
     Covers covers;
     Cover* seen = nullptr;
     int64_t room = 0, margin = 0;  // of a row that has been read
@@ -133,6 +138,16 @@ class Scattering {
                 gather_lines(grad, codes, to + row * size * inner, 0, size);
             }
             return;
+        }
+        if (tiled) {
+            switch (g.axis[last].stride) {
+                case 2:
+                    return gather_tiles<2>(grad, codes, to, r0, r1);
+                case 3:
+                    return gather_tiles<3>(grad, codes, to, r0, r1);
+                default:
+                    return gather_tiles<4>(grad, codes, to, r0, r1);
+            }
         }
         for (int64_t r = r0; r < r1; r += block) {
             if (gathers)
@@ -165,6 +180,32 @@ class Scattering {
         for (int64_t row = r0 * rows; row < r1 * rows; ++row) {
             covers.find(row);
             gather_row(axis, to + row * axis.size, 0, axis.size, -first * room);
+        }
+    }
+
+    // Tiles: an input belongs to one output, which is read where it lies.
+    template <int Stride, class P>
+    POOLKIT_ONCE void gather_tiles(const S* grad, const P* codes, S* to, int64_t r0, int64_t r1) {
+        const Axis& axis = g.axis[last];
+        const int64_t rows = extent[1] / axis.size;
+        for (int64_t row = r0 * rows; row < r1 * rows; ++row) {
+            covers.find(row);
+            S* line = to + row * axis.size;
+            if (covers.count == 0) {
+                memset(line, 0, axis.size * sizeof(S));
+                continue;
+            }
+            const S* shares = grad + covers.list[0].at * axis.outputs;
+            const P* found = codes + covers.list[0].at * axis.outputs;
+            const C base = static_cast<C>(covers.list[0].code * Stride);
+            write_phases<A, Stride>(
+                axis, 0, axis.size, line, [&](int64_t m, int64_t, Vec<A>(&v)[Stride]) {
+                    const Vec<C> code = load_codes<C>(found + m);
+                    const Vec<A> share = load<A>(shares + m);
+#pragma GCC unroll 4
+                    for (int r = 0; r < Stride; ++r)
+                        v[r] = code == broadcast<C>(static_cast<C>(base + r)) ? share : Vec<A>{};
+                });
         }
     }
 

@@ -180,8 +180,8 @@ template <class R, class S>
 using Quick = typename Choose<scans<R, S>, NoNaN<R>, R>::type;
 
 // Whether there is a NaN among n values.
-template <class A>
-POOLKIT_INLINE bool has_nan(const A* from, int64_t n) {
+template <class A, class S>
+POOLKIT_INLINE bool has_nan(const S* from, int64_t n) {
     constexpr int64_t width = lanes<A>;
     Watch<A> watch;
     if (n < width) {
@@ -472,7 +472,7 @@ POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1
             };
             const A* from = line + lo * axis.stride + axis.offset;
             bool found = false;
-            if constexpr (scans<R, S>) found = has_nan(line + e.start + e.before, e.inside);
+            if constexpr (scans<R, S>) found = has_nan<A>(line + e.start + e.before, e.inside);
             for (int64_t o = o0; o < lo; ++o) one(o);
             if (found)
                 unclipped<R, A>(axis, from, hi - lo, out + (lo - o0));
@@ -498,73 +498,99 @@ POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1
     return found;
 }
 
-// n windows none of which is clipped, with the tap where each value was found.
-template <class R, class A, class S>
-POOLKIT_INLINE void unclipped_positions(const Axis& axis, const S* from, int64_t n, A* out,
-                                        Code<A>* codes) {
+// n windows none of which is clipped, over `count` lines, with where each value was found: the tap,
+// and `radix` more for each line. Calls put(i, values, codes) for vectors, see `each_vector`.
+template <class R, class A, class S, class Put>
+POOLKIT_INLINE void unclipped_positions(const Axis& axis, const S* const* lines, int64_t count,
+                                        int64_t radix, int64_t n, Put put) {
     using C = Code<A>;
     struct Best {
         Vec<A> value;
         Vec<C> code{};
-        POOLKIT_INLINE void offer(Vec<A> v, int64_t tap) {
+        POOLKIT_INLINE void offer(Vec<A> v, int64_t at) {
             const auto taken = R::replaces(value, v);
             value = taken ? v : value;
-            code = taken ? broadcast<C>(static_cast<C>(tap)) : code;
+            code = taken ? broadcast<C>(static_cast<C>(at)) : code;
         }
-        POOLKIT_INLINE void store_at(A* to, C* to_codes) const {
-            store<A>(to, value);
-            store<C>(to_codes, code);
+    };
+    // Taps are known to the compiler, lines are not: each is a window of its own, then offered.
+    const auto over = [&](int64_t i, auto rows, auto window) {
+        Best best = window(lines[0]);
+        for (int64_t l = 1; l < rows; ++l) {
+            const Best line = window(lines[l]);
+            const auto taken = R::replaces(best.value, line.value);
+            best.value = taken ? line.value : best.value;
+            best.code = taken ? line.code + broadcast<C>(static_cast<C>(l * radix)) : best.code;
         }
+        put(i, best.value, best.code);
+    };
+    // Square windows, which are nearly all, are unrolled.
+    const auto over_lines = [&](auto taps, auto window_at) {
+        const auto each = [&](auto rows) {
+            each_vector<A>(n, [&](int64_t i) { over(i, rows, window_at(i)); });
+        };
+        count == taps ? each(taps) : each(count);
     };
     // A loop for each stride; at stride 1 taps that the compiler knows take 4 % less.
     if (axis.stride == 1) {
         with_taps(axis.taps, [&](auto taps) {
-            each_vector<A>(n, [&](int64_t i) {
-                Best best{load<A>(from + i)};
-                for (int64_t t = 1; t < taps; ++t) best.offer(load<A>(from + i + t * axis.step), t);
-                best.store_at(out + i, codes + i);
+            over_lines(taps, [&](int64_t i) {
+                return [&axis, taps, i](const S* line) {
+                    Best best{load<A>(line + i)};
+                    for (int64_t t = 1; t < taps; ++t)
+                        best.offer(load<A>(line + i + t * axis.step), t);
+                    return best;
+                };
             });
         });
     } else if (axis.stride == 2) {
-        const int64_t taps = axis.taps;
-        each_vector<A>(n, [&](int64_t i) {
-            const S* at = from + i * 2;
-            Vec<A> a = load<A>(at), b = load<A>(at + lanes<A>);
-            Best best{even<A>(a, b)};
-            best.offer(odd<A>(a, b), 1);
-            int64_t t = 2;
-            for (; t + 2 <= taps; t += 2) {
-                a = load<A>(at + t), b = load<A>(at + t + lanes<A>);
-                best.offer(even<A>(a, b), t);
-                best.offer(odd<A>(a, b), t + 1);
-            }
-            if (t < taps) {  // the odd one of a pair that begins one earlier
-                a = load<A>(at + t - 1), b = load<A>(at + t - 1 + lanes<A>);
-                best.offer(odd<A>(a, b), t);
-            }
-            best.store_at(out + i, codes + i);
-        });
-    } else if (axis.stride == 3) {
-        each_vector<A>(n, [&](int64_t i) {
-            const S* at = from + i * 3;
-            const Vec<A> v[3] = {load<A>(at), load<A>(at + lanes<A>), load<A>(at + 2 * lanes<A>)};
-            Best best{every<A, 3, 0>(v)};
-            best.offer(every<A, 3, 1>(v), 1);
-            best.offer(every<A, 3, 2>(v), 2);
-            best.store_at(out + i, codes + i);
+        with_taps(axis.taps, [&](auto taps) {
+            over_lines(taps, [&](int64_t i) {
+                return [taps, i](const S* line) {
+                    const S* at = line + 2 * i;
+                    Vec<A> a = load<A>(at), b = load<A>(at + lanes<A>);
+                    Best best{even<A>(a, b)};
+                    best.offer(odd<A>(a, b), 1);
+                    int64_t t = 2;
+                    for (; t + 2 <= taps; t += 2) {
+                        a = load<A>(at + t), b = load<A>(at + t + lanes<A>);
+                        best.offer(even<A>(a, b), t);
+                        best.offer(odd<A>(a, b), t + 1);
+                    }
+                    if (t < taps) {  // the odd one of a pair that begins one earlier
+                        a = load<A>(at + t - 1), b = load<A>(at + t - 1 + lanes<A>);
+                        best.offer(odd<A>(a, b), t);
+                    }
+                    return best;
+                };
+            });
         });
     } else {
-        each_vector<A>(n, [&](int64_t i) {
-            const S* at = from + i * 4;
-            const Vec<A> v[4] = {load<A>(at), load<A>(at + lanes<A>), load<A>(at + 2 * lanes<A>),
-                                 load<A>(at + 3 * lanes<A>)};
-            Best best{every<A, 4, 0>(v)};
-            best.offer(every<A, 4, 1>(v), 1);
-            best.offer(every<A, 4, 2>(v), 2);
-            best.offer(every<A, 4, 3>(v), 3);
-            best.store_at(out + i, codes + i);
-        });
+        const auto tiles = [&](auto stride) {
+            constexpr int Stride = decltype(stride)::value;
+            over_lines(stride, [&](int64_t i) {
+                return [i](const S* line) {
+                    Vec<A> v[Stride];
+                    for (int m = 0; m < Stride; ++m)
+                        v[m] = load<A>(line + Stride * i + m * lanes<A>);
+                    Best best{every<A, Stride, 0>(v)};
+                    best.offer(every<A, Stride, 1>(v), 1);
+                    best.offer(every<A, Stride, 2>(v), 2);
+                    if constexpr (Stride > 3) best.offer(every<A, Stride, 3>(v), 3);
+                    return best;
+                };
+            });
+        };
+        axis.stride == 3 ? tiles(Constant<3>{}) : tiles(Constant<4>{});
     }
+}
+
+// Whether `unclipped_positions` serves: no load of its runs beyond the last window.
+POOLKIT_INLINE bool positions_in_lanes(const Axis& axis) {
+    const bool pairs = axis.stride == 2 && axis.step == 1 && axis.taps >= 2;
+    const bool tiles =
+        (axis.stride == 3 || axis.stride == 4) && axis.step == 1 && axis.taps == axis.stride;
+    return axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs || tiles);
 }
 
 // The same as `within`, with positions: the tap within the clipped window. Windows are never
@@ -594,21 +620,21 @@ POOLKIT_ONCE void within_positions(const Axis& axis, const S* line, int64_t o0, 
         out[o - o0] = best;
         codes[o - o0] = code;
     };
-    const bool pairs = axis.stride == 2 && step == 1 && axis.taps >= 2;
-    const bool tiles = (axis.stride == 3 || axis.stride == 4) && step == 1 &&
-                       axis.taps == axis.stride;  // no load runs beyond the last window
-    const bool vectors =
-        axis.regular && axis.taps <= kLongSpan && (axis.stride == 1 || pairs || tiles);
+    const bool vectors = positions_in_lanes(axis);
     const int64_t lo = vectors && axis.full_begin > o0 ? axis.full_begin : o0;
     const int64_t hi = vectors ? at_most(axis.full_end, o1) : o0;
     const int64_t n = hi - lo;
+    const auto run = [&](const auto* from) {
+        unclipped_positions<R, A>(axis, &from, 1, 0, n, [&](int64_t i, Vec<A> v, Vec<C> code) {
+            store<A>(out + lo - o0 + i, v);
+            store<C>(codes + lo - o0 + i, code);
+        });
+    };
     if (n >= lanes<A>) {
-        const S* from = line + lo * axis.stride + axis.offset;
-        unclipped_positions<R, A>(axis, from, n, out + lo - o0, codes + lo - o0);
+        run(line + lo * axis.stride + axis.offset);
     } else if (n > 1) {  // from a copy with slack; what is written too far is overwritten below
         bool found;
-        copy_line<R, A>(line, extent_of(axis, lo, hi), 0.0, buffer, found);
-        unclipped_positions<R, A>(axis, buffer, n, out + lo - o0, codes + lo - o0);
+        run(copy_line<R, A>(line, extent_of(axis, lo, hi), 0.0, buffer, found));
     }
     for (int64_t o = o0; o < (n > 1 ? lo : o1); ++o) one(o);
     if (n > 1)
