@@ -140,14 +140,18 @@ def bench(
     ] = None,
     markdown: Annotated[
         Path | None,
-        Parameter(help="Write the table as Markdown to this file: milliseconds per call, ratios."),
+        Parameter(
+            help="Write the tables as Markdown to this file: milliseconds per call, ratios; and "
+            "the plots (with matplotlib) to the folder images beside it."
+        ),
     ] = None,
     threads: Annotated[
-        list[int] | None,
+        list[str] | None,
         Parameter(
             consume_multiple=True,
             negative="",
-            help="Numbers of threads, as 1 2; a table for each. Default: torch's own number.",
+            help="Numbers of threads, as 1,2: a table for each, and how far the work scales. "
+            "Default: torch's own number.",
         ),
     ] = None,
     cases: Annotated[
@@ -161,20 +165,56 @@ def bench(
         str | None,
         Parameter(
             help="The same for what is measured: poolkit, eager, compile, onednn, "
-            "onnxruntime, openvino, copy. Default: all that are installed."
+            "onnxruntime, openvino, jax, copy. Default: all that are installed."
         ),
     ] = None,
+    isa: Annotated[
+        str | None,
+        Parameter(
+            help="An instruction set, as avx2: of poolkit, and of all peers that let it be "
+            "chosen. Default: POOLKIT_ISA, or the best one here."
+        ),
+    ] = None,
+    scaling: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Instead of the cases, one pooling of a thousand to a thousand million "
+            "elements, as far as there is memory; to ten million with --quick.",
+        ),
+    ] = False,
 ) -> int:
     """Measure poolkit against its peers and against the copy of the same bytes.
 
-    The exit status is 1 if an answer of poolkit is wrong, and 0 whatever the times are.
+    All targets are printed, met or missed. The exit status is 1 if an answer of poolkit is wrong,
+    and 0 whatever the times are.
     """
     _check_targets(json, markdown)
     from poolkit.benchmark import main
 
     return main(
-        quick=quick, json=json, markdown=markdown, threads=threads, cases=cases, peers=peers
+        quick=quick,
+        json=json,
+        markdown=markdown,
+        threads=_thread_counts(threads),
+        cases=cases,
+        peers=peers,
+        isa=isa,
+        scaling=scaling,
     )
+
+
+def _thread_counts(given: list[str] | None) -> list[int] | None:
+    """Numbers with commas or spaces between them."""
+    if given is None:
+        return None
+    words = ",".join(given).split(",")
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise PoolValueError(
+            f"threads must be numbers, got {' '.join(given)!r}", "Give them as 1,2"
+        ) from None
 
 
 @app.command

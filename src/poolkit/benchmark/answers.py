@@ -15,7 +15,8 @@ from poolkit.quantized import QParams
 from .cases import ACTIVATED, LP, UNFOLDED, Case
 
 Operation = Callable[[Tensor], Tensor]
-Answer = tuple[Tensor, ...]  # (output,), or (output, gradient of the input) in training
+# (output,), (gradient of the input,) of a backward pass, or both in training.
+Answer = tuple[Tensor, ...]
 
 # A power of two, so that float32 is exact and right answers differ at ties alone.
 QPARAMS = QParams(0.125, zero_point=3)
@@ -48,11 +49,14 @@ def make_input(case: Case) -> Tensor:
     return x.contiguous()
 
 
-def make_gradient(case: Case, like: Tensor) -> Tensor:
+def make_gradient(case: Case) -> Tensor:
     """Small integers, in the layout of the output: sums of them are exact in any order."""
     generator = torch.Generator().manual_seed(1)
-    gradient = torch.randint(-8, 9, case.output_shape, generator=generator).to(like.dtype)
-    return torch.empty_like(like).copy_(gradient)
+    gradient = torch.randint(-8, 9, case.output_shape, generator=generator)
+    gradient = gradient.to(getattr(torch, case.dtype))
+    if case.layout == "channels_last":
+        return gradient.contiguous(memory_format=torch.channels_last)
+    return gradient
 
 
 def torch_operation(case: Case) -> Operation:
@@ -113,26 +117,33 @@ def _unfolded(case: Case, x: Tensor) -> Tensor:
     return reduced.unflatten(-1, case.output_shape[2:])
 
 
-def with_backward(operation: Operation, x: Tensor, case: Case) -> Callable[[], Answer]:
-    """One training step: the output and the gradient of the input, nothing accumulated."""
-    leaf = x.detach().clone().requires_grad_()
-    gradient = make_gradient(case, operation(leaf).detach())
+def differentiated(
+    operation: Operation, x: Tensor, case: Case, pack: Operation = lambda tensor: tensor
+) -> Callable[[], Answer]:
+    """One training step, or its backward pass alone; nothing is accumulated.
 
-    def step() -> Answer:
+    pack: how a plain tensor becomes one that `operation` takes.
+    """
+    leaf = pack(x.detach().clone()).requires_grad_()
+    gradient = pack(make_gradient(case))
+    if case.mode == "backward":
         y = operation(leaf)
-        (dx,) = torch.autograd.grad(y, leaf, gradient)
-        return y, dx
+        return lambda: torch.autograd.grad(y, leaf, gradient, retain_graph=True)
+    return lambda: _training_step(operation, leaf, gradient)
 
-    return step
+
+def _training_step(operation: Operation, leaf: Tensor, gradient: Tensor) -> Answer:
+    y = operation(leaf)
+    (dx,) = torch.autograd.grad(y, leaf, gradient)
+    return y, dx
 
 
 def right_answer(case: Case, x: Tensor) -> Answer:
     """Torch eager's answer in float32, rounded to the dtype of the case at the end."""
     operation = torch_operation(case)
     wide = x.float()
-    if case.training:
-        y, dx = with_backward(operation, wide, case)()
-        return y.detach(), dx
+    if case.differentiated:
+        return as_answer(differentiated(operation, wide, case)())
     return (operation(wide).to(x.dtype),)
 
 
@@ -144,7 +155,7 @@ def mistake(case: Case, got: Answer, want: Answer) -> str | None:
     """
     tolerance = 0.0 if case.exact else None  # None: what torch.testing holds right for the dtype
     steps = 1.0 if case.quantized else tolerance
-    names = ("output", "gradient")
+    names = ("gradient",) if case.mode == "backward" else ("output", "gradient")
     if len(got) != len(want):
         return f"{len(got)} results where {len(want)} are due"
     for name, ours, theirs in zip(names, got, want, strict=False):

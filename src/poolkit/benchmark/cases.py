@@ -1,4 +1,4 @@
-"""The case table: what is measured, read from ``cases.toml`` and checked row by row."""
+"""The case table: what is measured, and what it is held to, read from ``cases.toml``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,41 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from poolkit.errors import PoolValueError
+
 LP = {"lp2": 2.0, "lp3": 3.0}  # the norm of each
 ACTIVATED = {"relu_max": "relu", "sigmoid_avg": "sigmoid"}  # torch's function of each
 UNFOLDED = ("median", "std", "log_sum_exp")  # in torch by way of unfold
 SLIDING = ("max", "min", "avg", *LP, *ACTIVATED, *UNFOLDED)
 ADAPTIVE = ("adaptive_avg",)
 GLOBAL = ("global_avg", "global_max")
-DTYPES = ("float32", "bfloat16", "int8")
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # of each dtype
 LAYOUTS = ("nchw", "channels_last")
-MODES = ("forward", "training")
+MODES = ("forward", "training", "backward")
+PEERS = ("eager", "compile", "onednn", "onnxruntime", "openvino", "jax", "copy")
+BEST = "best"  # the fastest peer of a case
+ONE_THREAD = "one thread"  # poolkit itself, on one thread where it now has two
+# How a target may be stated: poolkit's time over another, or another's over poolkit's.
+STATEMENTS = ("slower_at_most", "faster_at_least")
 
 
-class CaseError(ValueError):
-    """A row of the case table that cannot be measured."""
+class CaseError(PoolValueError):
+    """A row of the case table, or a choice of rows, that cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a ratio of times.
+
+    Attributes:
+        against: a peer, `BEST`, `ONE_THREAD`, or the name of another case.
+        wanted: the bound, and what is bounded: poolkit's time over that of `against` where
+            `at_most`, else the time of `against` over poolkit's, at least.
+    """
+
+    against: str
+    wanted: float
+    at_most: bool
 
 
 @dataclass(frozen=True)
@@ -41,9 +63,8 @@ class Case:
     layout: str = "nchw"
     mode: str = "forward"
     quick: bool = False
-    min_ratio_eager: float | None = None
-    min_ratio_compile: float | None = None
-    min_ratio_onednn: float | None = None
+    allocation: bool = False
+    targets: tuple[Target, ...] = ()
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -54,8 +75,8 @@ class Case:
         return len(self.spatial)
 
     @property
-    def training(self) -> bool:
-        return self.mode == "training"
+    def differentiated(self) -> bool:
+        return self.mode != "forward"
 
     @property
     def exact(self) -> bool:
@@ -84,35 +105,42 @@ class Case:
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes any implementation reads plus writes; a backward pass moves them once more."""
-        itemsize = {"float32": 4, "bfloat16": 2, "int8": 1}[self.dtype]
-        once = itemsize * (math.prod(self.shape) + math.prod(self.output_shape))
-        return 2 * once if self.training else once
-
-    def targets(self) -> dict[str, float]:
-        """Peer name -> how many times the time of poolkit that peer must take, at least."""
-        stated = {
-            "eager": self.min_ratio_eager,
-            "compile": self.min_ratio_compile,
-            "onednn": self.min_ratio_onednn,
-        }
-        return {peer: ratio for peer, ratio in stated.items() if ratio is not None}
+        """Bytes any implementation reads plus writes; a backward pass moves as many as a forward
+        one, and training is both."""
+        once = ITEMSIZE[self.dtype] * (math.prod(self.shape) + math.prod(self.output_shape))
+        return 2 * once if self.mode == "training" else once
 
 
-def load_cases(path: Path | None = None) -> list[Case]:
+@dataclass(frozen=True)
+class Table:
+    """All rows, and what their geometric mean is held to."""
+
+    cases: tuple[Case, ...]
+    geometric_mean: tuple[Target, ...] = ()
+
+    def named(self, name: str) -> Case | None:
+        return next((case for case in self.cases if case.name == name), None)
+
+
+def load_table(path: Path | None = None) -> Table:
     """Read a case table; the packaged one where no path is given.
 
-    >>> [case.name for case in load_cases() if case.targets()["eager"] > 10]
-    ['max 2x2s2 stem', 'max 3x3s2p1 stem', 'max 5x5s1p2 sppf']
+    >>> load_table().named("max 5x5s1p2 sppf").shape
+    (8, 256, 40, 40)
     """
     source = path if path is not None else files(__package__) / "cases.toml"
-    table = tomllib.loads(source.read_text(encoding="utf-8"))
-    cases = [_case({**table.get("defaults", {}), **row}) for row in table["case"]]
+    content = tomllib.loads(source.read_text(encoding="utf-8"))
+    defaults = content.get("defaults", {})
+    cases = [_case(defaults, row) for row in content["case"]]
     names = [case.name for case in cases]
-    for name in names:
-        if names.count(name) > 1:
-            raise CaseError(f"case {name!r} is in the table twice")
-    return cases
+    for case in cases:
+        if names.count(case.name) > 1:
+            raise CaseError(f"case {case.name!r} is in the table twice")
+        for target in case.targets:
+            others = [other.name for other in cases if other != case and other.mode == case.mode]
+            if target.against not in (*PEERS, BEST, ONE_THREAD, *others):
+                raise CaseError(f"case {case.name!r}: a target against {target.against!r}")
+    return Table(tuple(cases), _targets({}, content.get("geometric_mean", {})))
 
 
 def select(names: Sequence[str], patterns: str | None) -> list[str]:
@@ -135,14 +163,16 @@ def select(names: Sequence[str], patterns: str | None) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _case(row: dict[str, Any]) -> Case:
+def _case(defaults: dict[str, Any], row: dict[str, Any]) -> Case:
     name = row.get("name", "without a name")
-    unknown = set(row) - {field.name for field in fields(Case)}
-    if unknown:
+    known = {field.name for field in fields(Case)} - {"targets"} | set(STATEMENTS)
+    if unknown := set(row) - known:
         raise CaseError(f"case {name!r}: unknown keys {sorted(unknown)}")
     for key in ("name", "op", "shape"):
         if key not in row:
             raise CaseError(f"case {name!r}: {key} is missing")
+    targets = _targets(defaults, row)
+    row = {key: value for key, value in {**defaults, **row}.items() if key not in STATEMENTS}
     rank = len(row["shape"]) - 2
     kernel_size = row.get("kernel_size", [])
     sizes = {
@@ -151,9 +181,18 @@ def _case(row: dict[str, Any]) -> Case:
         "padding": _per_axis(row.get("padding", 0 if "kernel_size" in row else []), rank),
         "output_size": _per_axis(row.get("output_size", []), rank),
     }
-    case = Case(**{**row, "shape": tuple(row["shape"]), **sizes})
+    case = Case(**{**row, "shape": tuple(row["shape"]), **sizes, "targets": targets})
     _validate(case)
     return case
+
+
+def _targets(defaults: dict[str, Any], row: dict[str, Any]) -> tuple[Target, ...]:
+    """The targets of a row: its own, and those of the defaults that it does not restate."""
+    return tuple(
+        Target(against, float(wanted), statement == "slower_at_most")
+        for statement in STATEMENTS
+        for against, wanted in {**defaults.get(statement, {}), **row.get(statement, {})}.items()
+    )
 
 
 def _per_axis(value: int | list[int], rank: int) -> tuple[int, ...]:
@@ -166,14 +205,14 @@ def _validate(case: Case) -> None:
             raise CaseError(f"case {case.name!r}: {fact}")
 
     require(case.op in SLIDING + ADAPTIVE + GLOBAL, f"unknown op {case.op!r}")
-    require(case.dtype in DTYPES, f"unknown dtype {case.dtype!r}")
+    require(case.dtype in ITEMSIZE, f"unknown dtype {case.dtype!r}")
     require(case.layout in LAYOUTS, f"unknown layout {case.layout!r}")
     require(case.mode in MODES, f"unknown mode {case.mode!r}")
     require(1 <= case.rank <= 3, f"shape {case.shape} has {case.rank} spatial sizes, not 1 to 3")
     require(min(case.shape) > 0, f"shape {case.shape} is empty")
     require(case.layout == "nchw" or case.rank == 2, "channels_last is for 2-D")
     require(case.dtype != "int8" or case.exact or case.quantized, f"{case.op} has no int8")
-    require(not case.training or case.dtype == "float32", "training is measured in float32")
+    require(not case.differentiated or case.dtype == "float32", "gradients are measured in float32")
     if case.op in SLIDING:
         for sizes in (case.kernel_size, case.stride, case.padding):
             require(len(sizes) == case.rank, f"{sizes} does not give one size per axis")
@@ -183,7 +222,9 @@ def _validate(case: Case) -> None:
         require(case.rank == 2 and not any(case.padding), "torch unfolds planes, with zeros around")
         odd = case.op != "median" or math.prod(case.kernel_size) % 2 == 1
         require(odd, "torch's median of an even number is the lower one")
+    plain = (case.op, case.layout, case.mode) == ("max", "nchw", "forward")
+    require(not case.allocation or plain, "allocation is measured for a max, channels in front")
     if case.op in ADAPTIVE:
         require(len(case.output_size) == case.rank, "output_size gives one size per axis")
     require(min(case.output_shape) > 0, f"output {case.output_shape} is empty")
-    require(all(ratio > 0 for ratio in case.targets().values()), "a target ratio is positive")
+    require(all(target.wanted > 0 for target in case.targets), "a target ratio is positive")

@@ -17,7 +17,7 @@ from .answers import QPARAMS, Answer
 from .cases import LP, UNFOLDED, Case
 from .peers import Call, Peer, UnsupportedError
 
-INSTALL = "pip install onnx onnxruntime openvino"
+INSTALL = "pip install onnx onnxruntime openvino jax"
 
 
 class Engine(Peer):
@@ -39,7 +39,7 @@ class Engine(Peer):
         return None
 
     def prepare(self, case: Case, x: Tensor) -> Call:
-        if case.training:
+        if case.differentiated:
             raise UnsupportedError("an inference engine: no backward pass")
         return self.build(case, x)
 
@@ -115,7 +115,12 @@ def onnx_model(case: Case) -> bytes:
         raise UnsupportedError(f"ONNX has no {case.op} pooling")
     if case.op not in nodes:
         raise UnsupportedError("ONNX has no adaptive pooling into windows of different sizes")
-    element = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8}[case.dtype]
+    elements = {
+        "float32": TensorProto.FLOAT,
+        "float16": TensorProto.FLOAT16,
+        "int8": TensorProto.INT8,
+    }
+    element = elements[case.dtype]
     made = [helper.make_node(op, [a], [b], **options) for op, a, b, options in nodes[case.op]]
     constants = []
     if case.quantized:  # operators of ONNX Runtime's own, with the parameters of both ends
@@ -156,17 +161,11 @@ class OpenVINO(Engine):
 
         if OpenVINO._core is None:
             OpenVINO._core = openvino.Core()
-        precision = "bf16" if case.dtype == "bfloat16" else "f32"
-        compiled = OpenVINO._core.compile_model(
-            openvino_model(case),
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": self.threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_PRECISION_HINT": precision,
-            },
-        )
+        own = {"bfloat16": "bf16", "float16": "f16"}.get(case.dtype, "f32")
+        try:
+            compiled = self._compiled(case, own)
+        except RuntimeError:  # no such arithmetic with these instructions
+            compiled = self._compiled(case, "f32")
         request = compiled.create_infer_request()
         request.set_input_tensor(_shared(case, x))
 
@@ -185,6 +184,18 @@ class OpenVINO(Engine):
             y = torch.from_numpy(array)
         # With the layout channels_last the model's tensors are (N, H, W, C).
         return (y.permute(0, 3, 1, 2) if case.layout == "channels_last" else y,)
+
+    def _compiled(self, case: Case, precision: str) -> Any:
+        return OpenVINO._core.compile_model(
+            openvino_model(case),
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": self.threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_PRECISION_HINT": precision,
+            },
+        )
 
 
 def _shared(case: Case, x: Tensor) -> Any:
@@ -209,7 +220,7 @@ def openvino_model(case: Case) -> Any:
         raise UnsupportedError("OpenVINO averages int8 inside quantized graphs only")
     if case.op in UNFOLDED:
         raise UnsupportedError(f"OpenVINO has no {case.op} pooling")
-    types = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
+    types = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "i8"}
     x = opset1.parameter(list(case.shape), getattr(openvino.Type, types[case.dtype]))
     axes = list(range(2, 2 + case.rank))
     strides, pads, kernel = list(case.stride), list(case.padding), list(case.kernel_size)

@@ -22,9 +22,8 @@ from .answers import (
     Answer,
     Operation,
     as_answer,
-    make_gradient,
+    differentiated,
     torch_operation,
-    with_backward,
 )
 from .cases import ACTIVATED, GLOBAL, LP, UNFOLDED, Case
 
@@ -69,7 +68,7 @@ class Peer(ABC):
 
 
 def _call(operation: Operation, case: Case, x: Tensor) -> Call:
-    return with_backward(operation, x, case) if case.training else lambda: operation(x)
+    return differentiated(operation, x, case) if case.differentiated else lambda: operation(x)
 
 
 class Poolkit(Peer):
@@ -122,7 +121,9 @@ class TorchCompile(Peer):
         # recompilations of one function and end in eager mode at the limit of 8.
         torch.compiler.reset()
         compiled = torch.compile(torch_operation(case), fullgraph=True, dynamic=False)
-        return _call(compiled, case, x)
+        # What the forward saved is used by every backward, so no backward may write into it.
+        with torch._functorch.config.patch(donated_buffer=case.mode != "backward"):
+            return _call(compiled, case, x)
 
 
 class OneDNN(Peer):
@@ -145,6 +146,12 @@ class OneDNN(Peer):
     def prepare(self, case: Case, x: Tensor) -> Call:
         if case.quantized:
             raise UnsupportedError("torch has no average of int8 mkldnn tensors")
+        supported = {
+            "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+            "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        }
+        if case.dtype in supported and not supported[case.dtype]():
+            raise UnsupportedError(f"oneDNN has no {case.dtype} with these instructions")
         if case.rank == 1:
             raise UnsupportedError("torch has no 1-D pooling of mkldnn tensors")
         if case.op == "min" or case.op in (*LP, *ACTIVATED, *UNFOLDED):
@@ -157,18 +164,10 @@ class OneDNN(Peer):
             raise UnsupportedError("oneDNN has no adaptive pooling into windows of different sizes")
         # The whole plane as one window: mkldnn tensors have no amax.
         operation = torch_operation(_whole_plane(case) if case.op == "global_max" else case)
-        if not case.training:
+        if not case.differentiated:
             packed = x.to_mkldnn()
             return lambda: operation(packed)
-        leaf = x.to_mkldnn().requires_grad_()
-        gradient = make_gradient(case, operation(leaf).detach().to_dense()).to_mkldnn()
-
-        def step() -> Answer:
-            y = operation(leaf)
-            (dx,) = torch.autograd.grad(y, leaf, gradient)
-            return y, dx
-
-        return step
+        return differentiated(operation, x, case, Tensor.to_mkldnn)
 
     def answer(self, result: object) -> Answer:
         return tuple(tensor.to_dense() for tensor in as_answer(result))

@@ -1,4 +1,4 @@
-"""The report: one table, drawn by rich or written as Markdown, and the same as JSON."""
+"""The reports of both kinds of runs: as JSON, as Markdown with plots, and on the terminal."""
 
 from __future__ import annotations
 
@@ -11,66 +11,299 @@ from typing import Any
 from poolkit.files import write_whole
 from poolkit.timing import Quartiles, Schedule
 
-from .cases import Case
+from . import plots, tables
+from .allocation import Allocation
+from .calibration import Calibration
+from .cases import BEST, ONE_THREAD, Target
+from .document import Section, as_markdown, in_words, print_sections
 from .peers import Peer
 from .runner import CaseResult, Outcome
+from .scaling import SERIES, Scaling, growth
+from .targets import TargetResult, geometric_mean, results_of, scaling, summary, unmeasured
 
-JSON_SCHEMA = 1
+JSON_SCHEMA = 2
 # Above this load average before the start, times say more about the other programs.
 BUSY_LOAD = 0.7
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything one run of the benchmark found."""
+    """What every run states: the command that made it, the machine, and how steady that was."""
 
+    command: str
     machine: Mapping[str, object]
-    versions: Mapping[str, str]
+    calibration: Calibration
     schedule: Schedule
+
+    def heading(self) -> dict[str, Any]:
+        """The part of the JSON that both kinds have."""
+        return {
+            "schema": JSON_SCHEMA,
+            "command": self.command,
+            "machine": dict(self.machine),
+            "settings": asdict(self.schedule),
+            "calibration": {**asdict(self.calibration), "steady": self.calibration.steady},
+        }
+
+    def measured(self) -> str:
+        machine = self.machine
+        return (
+            f"Measured by `{self.command}` on {machine['date']}: {machine['cpu']}, "
+            f"{machine['usable_cores']} cores, last cache {machine['last_cache']}, "
+            f"{machine['os']}. Instruction sets: poolkit {machine['poolkit_isa']}, torch "
+            f"{machine['torch_isa']}{self._limits()}."
+        )
+
+    def _limits(self) -> str:
+        limits = self.machine.get("peers_limited_by")
+        if not isinstance(limits, dict) or not limits:
+            return ""
+        told = ", ".join(f"{name}={value}" for name, value in limits.items())
+        return f", the other peers limited by {told} (ONNX Runtime by nothing)"
+
+    def noise(self) -> list[str]:
+        """How far the figures are to be trusted."""
+        lines = self.calibration.remarks()
+        load = self.machine["load_average"]
+        if isinstance(load, float) and load > BUSY_LOAD:
+            lines.append(
+                f"Busy: the load average was {load} at the start. Other programs take cores away, "
+                "and whoever uses all threads waits for the one that lost its core: distrust every "
+                "row."
+            )
+        return lines
+
+    def wrong(self) -> bool:
+        """Whether an answer of poolkit was wrong, or it failed to give one."""
+        return False
+
+    def as_json(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def sections(self) -> list[Section]:
+        """The tables."""
+        raise NotImplementedError
+
+    def summary(self) -> list[str]:
+        """What the tables come to."""
+        raise NotImplementedError
+
+    def plots(self) -> dict[str, str]:
+        """Pictures as SVG, by the end of their file name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CaseRun(Run):
+    """The case table, with each number of threads."""
+
+    versions: Mapping[str, str]
     peers: Sequence[type[Peer]]
     results: Sequence[CaseResult]
+    allocations: Sequence[Allocation] = ()
+    mean_targets: Sequence[Target] = ()  # of the geometric mean, where all cases were measured
+
+    @property
+    def titles(self) -> dict[str, str]:
+        return {
+            **{peer.name: peer.title for peer in self.peers},
+            BEST: "the best peer",
+            ONE_THREAD: "one thread",
+        }
+
+    def threads(self) -> list[int]:
+        return sorted({result.threads for result in self.results})
+
+    def of(self, threads: int) -> list[CaseResult]:
+        return [result for result in self.results if result.threads == threads]
+
+    def alone(self, result: CaseResult) -> CaseResult | None:
+        """The same case on one thread."""
+        return next((one for one in self.of(1) if one.case.name == result.case.name), None)
+
+    def targets_of(self, result: CaseResult) -> list[TargetResult]:
+        return results_of(result, self.alone(result))
+
+    def targets(self, threads: int) -> list[TargetResult]:
+        """Of all cases, and of their geometric mean."""
+        results = self.of(threads)
+        found = [target for result in results for target in self.targets_of(result)]
+        mean = geometric_mean(results)
+        if mean is not None:
+            got = Quartiles(mean, mean, mean)
+            name = "geometric mean of all cases"
+            found += [TargetResult(name, target, got) for target in self.mean_targets]
+        return found
+
+    def wrong(self) -> bool:
+        ours = [
+            result.outcomes["poolkit"] for result in self.results if "poolkit" in result.outcomes
+        ]
+        others = [outcome for result in self.results for outcome in result.others.values()]
+        return any(outcome.status in ("wrong", "failed") for outcome in (*ours, *others))
+
+    def summary(self) -> list[str]:
+        lines = []
+        for threads in self.threads():
+            mean = geometric_mean(self.of(threads))
+            fast = (
+                f"{mean:.2f}x as fast as the best peer of each case in the geometric mean; "
+                if mean is not None
+                else ""
+            )
+            met = summary(self.targets(threads), self.titles)
+            lines.append(f"{in_words(threads)}: {fast}{met}{self._left(threads)}.")
+        return lines
+
+    def _left(self, threads: int) -> str:
+        """The targets whose other side did not run."""
+        left = [
+            f"{result.case.name} (against {self.titles.get(target.against, target.against)})"
+            for result in self.of(threads)
+            for target in unmeasured(result, self.alone(result))
+        ]
+        return f"; not measured: {', '.join(left)}" if left else ""
+
+    def sections(self) -> list[Section]:
+        sections = []
+        for threads in self.threads():
+            results = self.of(threads)
+            compared = threads > 1 and bool(self.of(1))
+            rows = [
+                tables.case_row(
+                    result,
+                    self.alone(result),
+                    self.targets_of(result),
+                    self.peers,
+                    self.titles,
+                    compared,
+                )
+                for result in results
+            ]
+            styles = [tables.style(self.targets_of(result), result) for result in results]
+            columns = tables.case_columns(self.peers, compared)
+            title = f"{in_words(threads)} of {self.machine['usable_cores']}, {self.machine['cpu']}"
+            sections.append(Section(title, columns, rows, styles, left=2))
+        sections += [
+            tables.target_section(targets, self.titles, threads)
+            for threads in self.threads()
+            if (targets := self.targets(threads))
+        ]
+        if self.allocations:
+            sections.append(tables.allocation_section(self.allocations))
+        notes = [
+            tables.CAPTION,
+            *tables.peer_remarks(self.peers, self.versions),
+            *tables.reasons(self.peers, self.results),
+        ]
+        return [*sections, Section("How to read the tables", lines=notes)]
+
+    def noise(self) -> list[str]:
+        return [*super().noise(), *tables.disturbances(self.results)]
+
+    def plots(self) -> dict[str, str]:
+        return {"copy": plots.against_copy(self.results, self.measured_briefly())}
+
+    def measured_briefly(self) -> str:
+        return f"{self.machine['cpu']}, {self.machine['poolkit_isa']}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.heading(),
+            "versions": dict(self.versions),
+            "notes": {peer.name: peer.note for peer in self.peers},
+            "results": [self._result_json(result) for result in self.results],
+            "summary": [
+                {
+                    "threads": threads,
+                    "geometric_mean": _rounded(geometric_mean(self.of(threads))),
+                    "targets": len(self.targets(threads)),
+                    "met": sum(t.verdict == "met" for t in self.targets(threads)),
+                    "missed": [
+                        {"case": t.subject, **_target_json(t)}
+                        for t in self.targets(threads)
+                        if t.verdict != "met"
+                    ],
+                }
+                for threads in self.threads()
+            ],
+            "allocation": [
+                {
+                    **asdict(each),
+                    "ms": {row: _quartiles_json(ms) for row, ms in each.ms.items()},
+                    "fresh_over_again": _quartiles_json(each.fresh_over_again),
+                }
+                for each in self.allocations
+            ],
+        }
+
+    def _result_json(self, result: CaseResult) -> dict[str, Any]:
+        best = result.best_peer()
+        case = asdict(result.case)
+        del case["targets"]  # with what was measured, below
+        return {
+            "case": case,
+            "threads": result.threads,
+            "bytes_moved": result.case.bytes_moved,
+            "peers": {name: _outcome_json(outcome) for name, outcome in result.outcomes.items()},
+            "other_cases": {name: _outcome_json(o) for name, o in result.others.items()},
+            "ratios": {
+                "eager/poolkit": _quartiles_json(result.ratio("eager")),
+                "poolkit/copy": _quartiles_json(result.ratio("poolkit", "copy")),
+                "best/poolkit": _quartiles_json(result.ratio(best)) if best else None,
+                "one thread/poolkit": _quartiles_json(scaling(result, self.alone(result))),
+            },
+            "best_peer": best,
+            "targets": [_target_json(target) for target in self.targets_of(result)],
+            "copy_drift": _rounded(result.drift()),
+            "disturbed": result.disturbed,
+        }
+
+
+@dataclass(frozen=True)
+class ScalingRun(Run):
+    """One pooling of more and more elements."""
+
+    scaling: Scaling
+
+    def threads(self) -> list[int]:
+        return sorted({point.threads for point in self.scaling.points})
+
+    def summary(self) -> list[str]:
+        return []
+
+    def sections(self) -> list[Section]:
+        return [tables.scaling_section(self.scaling, threads) for threads in self.threads()]
+
+    def plots(self) -> dict[str, str]:
+        return {"time": plots.against_elements(self.scaling.points, str(self.machine["cpu"]))}
+
+    def as_json(self) -> dict[str, Any]:
+        points = self.scaling.points
+        return {
+            **self.heading(),
+            "series": SERIES,
+            "points": [
+                {
+                    "elements": point.elements,
+                    "threads": point.threads,
+                    "ms": {series: _quartiles_json(ms) for series, ms in point.ms.items()},
+                    "ns_per_element": {s: _rounded(point.ns_per_element(s)) for s in point.ms},
+                }
+                for point in points
+            ],
+            "left_out": list(self.scaling.left_out),
+            "growth": {
+                in_words(threads): {
+                    series: _rounded(growth([p for p in points if p.threads == threads], series))
+                    for series in SERIES
+                }
+                for threads in self.threads()
+            },
+        }
 
 
 # -- JSON --
-
-
-def as_json(run: Run) -> dict[str, Any]:
-    return {
-        "schema": JSON_SCHEMA,
-        "machine": dict(run.machine),
-        "versions": dict(run.versions),
-        "settings": asdict(run.schedule),
-        "notes": {peer.name: peer.note for peer in run.peers},
-        "results": [_result_json(result) for result in run.results],
-    }
-
-
-def _result_json(result: CaseResult) -> dict[str, Any]:
-    best = result.best_peer()
-    drift = result.drift()
-    return {
-        "case": asdict(result.case),
-        "threads": result.threads,
-        "bytes_moved": result.case.bytes_moved,
-        "peers": {name: _outcome_json(outcome) for name, outcome in result.outcomes.items()},
-        "ratios": {
-            "eager/poolkit": _quartiles_json(result.ratio("eager")),
-            "poolkit/copy": _quartiles_json(result.ratio("poolkit", "copy")),
-            "best/poolkit": _quartiles_json(result.ratio(best)) if best else None,
-        },
-        "best_peer": best,
-        "targets": [
-            {
-                "against": target.against,
-                "wanted": target.wanted,
-                "got": _quartiles_json(target.got),
-                "verdict": target.verdict,
-            }
-            for target in result.targets()
-        ],
-        "copy_drift": None if drift is None else round(drift, 3),
-        "disturbed": result.disturbed,
-    }
 
 
 def _outcome_json(outcome: Outcome) -> dict[str, Any]:
@@ -85,170 +318,52 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _quartiles_json(quartiles: Quartiles | None) -> dict[str, float] | None:
+def _target_json(result: TargetResult) -> dict[str, Any]:
+    target = result.target
+    return {
+        "against": target.against,
+        "at_most" if target.at_most else "at_least": target.wanted,
+        "got": _quartiles_json(result.got),
+        "excess": _rounded(result.excess),
+        "verdict": result.verdict,
+    }
+
+
+def _quartiles_json(quartiles: Quartiles | None) -> dict[str, float | None] | None:
     if quartiles is None:
         return None
-    return {key: float(f"{value:.4g}") for key, value in asdict(quartiles).items()}
+    return {key: _rounded(value) for key, value in asdict(quartiles).items()}
 
 
-# -- the table, as text cells that both rich and Markdown take --
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
-def header(run: Run) -> list[str]:
-    titles = [peer.title for peer in run.peers]
-    return ["case", "shape", *titles, "vs copy", "vs eager", "vs best peer", "targets"]
-
-
-def row(run: Run, result: CaseResult) -> list[str]:
-    best = result.best_peer()
-    against_best = result.ratio(best) if best else None
-    titles = {peer.name: peer.title for peer in run.peers}
-    targets = ", ".join(
-        f"{target.verdict} {target.wanted:g}x {titles[target.against]}"
-        for target in result.targets()
-    )
-    return [
-        result.case.name + (" (disturbed)" if result.disturbed else ""),
-        _shape(result.case),
-        *(_time_cell(result.outcomes.get(peer.name)) for peer in run.peers),
-        _ratio_cell(result.ratio("poolkit", "copy")),
-        _ratio_cell(result.ratio("eager")),
-        f"{_ratio_cell(against_best)} {titles[best]}" if best and against_best else "",
-        targets,
-    ]
-
-
-def _shape(case: Case) -> str:
-    return "(" + ",".join(map(str, case.shape)) + ")"
-
-
-def _time_cell(outcome: Outcome | None) -> str:
-    if outcome is None:
-        return ""
-    if not outcome.seconds:
-        return "-" if outcome.status in ("unsupported", "missing") else outcome.status.upper()
-    times = Quartiles.of(outcome.seconds)
-    spread = (times.high - times.low) / 2 / times.median
-    return f"{_three_digits(times.median * 1e3)} ±{spread:.0%}"
-
-
-def _ratio_cell(ratio: Quartiles | None) -> str:
-    return f"{_three_digits(ratio.median)}x" if ratio else ""
-
-
-def _three_digits(value: float) -> str:
-    """
-    >>> [_three_digits(value) for value in (0.00234, 0.0512, 2.4, 13.07, 174.2)]
-    ['0.00234', '0.0512', '2.40', '13.1', '174']
-    """
-    for limit, digits in ((0.01, 5), (0.1, 4), (1, 3), (10, 2), (100, 1)):
-        if value < limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.0f}"
-
-
-CAPTION = (
-    "Milliseconds per call: median ± half the inter-quartile range. Ratios are medians of ratios "
-    "taken within a round. vs copy: time of poolkit / time of the copy, 1 is the limit of memory. "
-    "vs eager, vs best peer: time of the peer / time of poolkit, above 1 poolkit is faster. "
-    "A target is missed where the median ratio is below it, within noise where the upper "
-    "quartile is not."
-)
-
-
-def title(run: Run, threads: int) -> str:
-    machine = run.machine
-    plural = "thread" if threads == 1 else "threads"
-    return f"poolkit bench: {threads} {plural} of {machine['usable_cores']}, {machine['cpu']}"
-
-
-def remarks(run: Run, threads: int) -> list[str]:
-    """What the cells leave out: what a call of each peer does, reasons, wrong answers, noise."""
-    results = [result for result in run.results if result.threads == threads]
-    lines = [f"{peer.title} ({run.versions[peer.name]}): {peer.note}." for peer in run.peers]
-    for peer in run.peers:
-        cases_by_reason: dict[str, list[str]] = {}
-        for result in results:
-            outcome = result.outcomes.get(peer.name)
-            if outcome and not outcome.seconds:
-                reason = f"{outcome.status}: {outcome.reason}"
-                cases_by_reason.setdefault(reason, []).append(result.case.name)
-        for reason, names in cases_by_reason.items():
-            where = "every case" if len(names) == len(results) > 1 else "; ".join(names)
-            lines.append(f"{peer.title}, {reason} [{where}]")
-    load = run.machine["load_average"]
-    if isinstance(load, float) and load > BUSY_LOAD:
-        lines.append(
-            f"Busy: the load average was {load} at the start. Other programs take cores away, and "
-            "whoever uses all threads waits for the one that lost its core: distrust every row."
-        )
-    disturbed = [
-        f"{result.case.name} {drift:+.0%}"
-        for result in results
-        if result.disturbed and (drift := result.drift()) is not None
-    ]
-    if disturbed:
-        lines.append(
-            "Disturbed: the copy's time changed by more than 20 % between the first and the last "
-            f"rounds; distrust {', '.join(disturbed)}."
-        )
-    return lines
-
-
-def thread_counts(run: Run) -> list[int]:
-    return list(dict.fromkeys(result.threads for result in run.results))
-
-
-def as_markdown(run: Run) -> str:
-    machine = run.machine
-    parts = [
-        f"Measured {machine['date']} on {machine['cpu']}, {machine['usable_cores']} cores, "
-        f"{machine['os']}, load average {machine['load_average']} at the start.",
-    ]
-    columns = header(run)
-    for threads in thread_counts(run):
-        table = [columns, ["---"] * len(columns)]
-        table += [row(run, result) for result in run.results if result.threads == threads]
-        lines = ["| " + " | ".join(cell or " " for cell in cells) + " |" for cells in table]
-        parts += [f"### {title(run, threads)}", "\n".join(lines), CAPTION]
-        parts.append("\n".join(f"- {line}" for line in remarks(run, threads)))
-    return "\n\n".join(parts) + "\n"
+# -- the three forms --
 
 
 def print_report(run: Run) -> None:
-    """The tables on the terminal; as Markdown where rich is not installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        print(as_markdown(run))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 220  # in a file or a pipe: nothing is gained by breaking lines at 80
-    for threads in thread_counts(run):
-        table = Table(title=title(run, threads), caption=CAPTION, caption_justify="left")
-        for index, name in enumerate(header(run)):
-            table.add_column(name, justify="left" if index < 2 else "right")
-        for result in run.results:
-            if result.threads == threads:
-                table.add_row(*map(Text, row(run, result)), style=_style(result))
-        console.print(table)
-        for line in remarks(run, threads):
-            console.print(Text(f"- {line}"), style="dim")
-
-
-def _style(result: CaseResult) -> str:
-    if any(outcome.status == "wrong" for outcome in result.outcomes.values()):
-        return "bold red"
-    verdicts = {target.verdict for target in result.targets()}
-    return "red" if "missed" in verdicts else "yellow" if "within noise" in verdicts else ""
+    """The tables on the terminal, and what they come to at the end, where it is seen."""
+    last = Section("In short", lines=[run.measured(), *run.noise(), *run.summary()])
+    print_sections([*run.sections(), last])
 
 
 def write_json(path: Path, run: Run) -> None:
-    write_whole(path, json.dumps(as_json(run), indent=2) + "\n")
+    write_whole(path, json.dumps(run.as_json(), indent=2) + "\n")
 
 
 def write_markdown(path: Path, run: Run) -> None:
-    write_whole(path, as_markdown(run))
+    """The report, and its plots in the folder `images` beside it."""
+    lines = [f"- {line}" for line in (*run.summary(), *run.noise())]
+    parts = ["# Measured", run.measured(), "\n".join(lines)]
+    if reason := plots.missing():
+        parts.append(f"Without plots: {reason}.")
+    else:
+        folder = path.parent / "images"
+        folder.mkdir(exist_ok=True)
+        for name, picture in run.plots().items():
+            file = folder / f"{path.stem}-{name}.svg"
+            write_whole(file, picture)
+            parts.append(f"![{plots.TITLES[name]}](images/{file.name})")
+    parts += map(as_markdown, run.sections())
+    write_whole(path, "\n\n".join(parts) + "\n")

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from poolkit.timing import Quartiles, Schedule, interleave, paired_ratios
 
-from .answers import make_input, mistake, right_answer
+from .answers import Answer, make_input, mistake, right_answer
+from .calibration import change
 from .cases import Case
 from .peers import Call, Peer, UnsupportedError
 
@@ -24,7 +26,6 @@ QUICK = Schedule(budget_s=2.0, min_rounds=5, max_rounds=15, sample_s=1e-3, rest_
 DRIFT_LIMIT = 0.2
 
 Status = Literal["timed", "unsupported", "missing", "wrong", "failed"]
-Verdict = Literal["met", "missed", "within noise"]
 
 
 @dataclass
@@ -37,21 +38,6 @@ class Outcome:
     calls_per_sample: int = 0
 
 
-@dataclass(frozen=True)
-class TargetResult:
-    """A stated target and the paired ratio that was measured against it."""
-
-    against: str
-    wanted: float
-    got: Quartiles
-
-    @property
-    def verdict(self) -> Verdict:
-        if self.got.median >= self.wanted:
-            return "met"
-        return "within noise" if self.got.high >= self.wanted else "missed"
-
-
 @dataclass
 class CaseResult:
     """One row of the report."""
@@ -59,14 +45,17 @@ class CaseResult:
     case: Case
     threads: int
     outcomes: dict[str, Outcome]
+    # Poolkit on other cases, which this one has a target against, timed in the same rounds.
+    others: dict[str, Outcome] = field(default_factory=dict)
 
-    def time(self, peer: str) -> Quartiles | None:
+    def time(self, peer: str = "poolkit") -> Quartiles | None:
         outcome = self.outcomes.get(peer)
         return Quartiles.of(outcome.seconds) if outcome and outcome.seconds else None
 
     def ratio(self, peer: str, baseline: str = "poolkit") -> Quartiles | None:
         """Time of `peer` over time of `baseline`, paired by round: above 1, baseline is faster."""
-        above, below = self.outcomes.get(peer), self.outcomes.get(baseline)
+        timed = {**self.others, **self.outcomes}
+        above, below = timed.get(peer), timed.get(baseline)
         if not above or not below or not above.seconds or not below.seconds:
             return None
         return Quartiles.of(paired_ratios(above.seconds, below.seconds))
@@ -80,23 +69,12 @@ class CaseResult:
         }
         return min(times, key=lambda peer: times[peer]) if times else None
 
-    def targets(self) -> list[TargetResult]:
-        """Every stated target whose two sides were both timed."""
-        measured = {peer: self.ratio(peer) for peer in self.case.targets()}
-        return [
-            TargetResult(peer, self.case.targets()[peer], ratio)
-            for peer, ratio in measured.items()
-            if ratio is not None
-        ]
-
     def drift(self) -> float | None:
         """The copy's time in the last third of the rounds over that in the first, minus 1."""
         outcome = self.outcomes.get("copy")
         if not outcome or not outcome.seconds:
             return None
-        third = max(1, len(outcome.seconds) // 3)
-        first, last = outcome.seconds[:third], outcome.seconds[-third:]
-        return statistics.median(last) / statistics.median(first) - 1
+        return change(outcome.seconds)
 
     @property
     def disturbed(self) -> bool:
@@ -105,40 +83,59 @@ class CaseResult:
         return drift is not None and not 1 / (1 + DRIFT_LIMIT) <= 1 + drift <= 1 + DRIFT_LIMIT
 
 
-def measure(case: Case, peers: Sequence[Peer], schedule: Schedule, threads: int) -> CaseResult:
-    """Check every peer's answer, then time those that are right, interleaved."""
+def measure(
+    case: Case, peers: Sequence[Peer], schedule: Schedule, threads: int, others: Sequence[Case] = ()
+) -> CaseResult:
+    """Check every peer's answer, then time those that are right, interleaved.
+
+    others: the cases that this one has targets against, which poolkit runs in the same rounds.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        x = make_input(case)
-        want = right_answer(case, x)
-        outcomes: dict[str, Outcome] = {}
-        calls: dict[str, Call] = {}
-        # torch eager at its best: without autograd's bookkeeping where there is no backward.
-        with torch.inference_mode(not case.training):
-            for peer in peers:
-                outcomes[peer.name] = Outcome("timed")
-                try:
-                    call = peer.prepare(case, x)
-                    wrong = mistake(case, peer.answer(call()), want) if peer.computes else None
-                except UnsupportedError as reason:
-                    outcomes[peer.name] = Outcome("unsupported", str(reason))
-                # A peer may raise anything of its own; one that fails must not end the others.
-                except Exception as error:
-                    outcomes[peer.name] = Outcome("failed", _first_line(error))
-                else:
-                    if wrong:
-                        outcomes[peer.name] = Outcome("wrong", wrong)
-                    else:
-                        calls[peer.name] = call
-            del want
-            timed = interleave(list(calls.values()), schedule)
-            for name, samples in zip(calls, timed, strict=True):
-                outcomes[name].seconds = samples.seconds
-                outcomes[name].calls_per_sample = samples.calls_per_sample
+        ours = [peer for peer in peers if peer.name == "poolkit"]
+        prepared = _prepare(case, peers)
+        compared = {other.name: _prepare(other, ours)["poolkit"] for other in others if ours}
+        running = [
+            (outcome, call)
+            for outcome, call in (*prepared.values(), *compared.values())
+            if call is not None
+        ]
+        with torch.inference_mode(not case.differentiated):
+            timed = interleave([call for _, call in running], schedule)
+        for (outcome, _), samples in zip(running, timed, strict=True):
+            outcome.seconds = samples.seconds
+            outcome.calls_per_sample = samples.calls_per_sample
     finally:
         torch.set_num_threads(before)
-    return CaseResult(case, threads, outcomes)
+    return CaseResult(
+        case,
+        threads,
+        {name: outcome for name, (outcome, _) in prepared.items()},
+        {name: outcome for name, (outcome, _) in compared.items()},
+    )
+
+
+def _prepare(case: Case, peers: Sequence[Peer]) -> dict[str, tuple[Outcome, Call | None]]:
+    """What each peer has to say to a case, and its call where the answer is right."""
+    x = make_input(case)
+    want = right_answer(case, x)
+    # torch eager at its best: without autograd's bookkeeping where there is no backward.
+    with torch.inference_mode(not case.differentiated):
+        return {peer.name: _checked(peer, case, x, want) for peer in peers}
+
+
+def _checked(peer: Peer, case: Case, x: Tensor, want: Answer) -> tuple[Outcome, Call | None]:
+    """A call of the peer whose answer is right, or the reason for none."""
+    try:
+        call = peer.prepare(case, x)
+        wrong = mistake(case, peer.answer(call()), want) if peer.computes else None
+    except UnsupportedError as reason:
+        return Outcome("unsupported", str(reason)), None
+    # A peer may raise anything of its own; one that fails must not end the others.
+    except Exception as error:
+        return Outcome("failed", _first_line(error)), None
+    return (Outcome("wrong", wrong), None) if wrong else (Outcome("timed"), call)
 
 
 def _first_line(error: Exception) -> str:
