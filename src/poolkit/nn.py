@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("torch", "torch") from error
 
 __all__ = [
+    "SPPF",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
@@ -260,6 +261,29 @@ class _Global(_Named):
 
     def extra_repr(self) -> str:
         return f"keepdim={self.keepdim}"
+
+
+class SPPF(nn.Module):
+    """`poolkit.sppf` as a module: the pooling between the two convolutions of YOLO's SPPF block.
+
+    >>> import torch, poolkit
+    >>> block = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(16, 8, 1), poolkit.nn.SPPF(5), torch.nn.Conv2d(32, 16, 1)
+    ... )
+    >>> block(torch.zeros(1, 16, 20, 20)).shape
+    torch.Size([1, 16, 20, 20])
+    """
+
+    def __init__(self, kernel_size: Size = 5, levels: int = 3) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.levels = levels
+
+    def forward(self, input: Array) -> Array:
+        return functional.sppf(input, self.kernel_size, self.levels)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, levels={self.levels}"
 
 
 class _Unpool(_Named):
