@@ -165,6 +165,17 @@ def test_the_numbers_of_the_text() -> None:
     assert halved.numel() / wide.numel() == 0.25
 
 
+@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
+def test_attributes_may_be_changed(name: str) -> None:
+    x = torch.rand(1, 2, 8, 8)
+    mine, theirs = (getattr(where, name)(2) for where in (poolkit.nn, torch.nn))
+    for attribute, value in (("stride", 1), ("padding", 1), ("kernel_size", (3, 2))):
+        for module in (mine, theirs):
+            module(x)
+            setattr(module, attribute, value)
+        torch.testing.assert_close(mine(x), theirs(x))
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_fractional_with_given_samples_is_torchs(ndim: int) -> None:
     generator = torch.Generator().manual_seed(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import poolkit  # noqa: E402
 import poolkit.nn  # noqa: E402
@@ -244,6 +247,134 @@ def test_forward_mode_is_explained() -> None:
     assert poolkit.explain(x, "Sliding(2)").path == "native"
     with torch.autograd.forward_ad.dual_level():
         assert poolkit.explain(x, "Sliding(2)").path == "composite"
+
+
+# --- tiny tensors --------------------------------------------------------------------------------
+
+SMALL: dict[str, Callable[..., Any]] = {
+    "max_pool1d": lambda x: poolkit.max_pool1d(x.flatten(2), 2),
+    "max_pool2d": lambda x: poolkit.max_pool2d(x, 3, 2, 1),
+    "avg_pool1d": lambda x: poolkit.avg_pool1d(x.flatten(2), (2,), (2,), (0,)),
+    "avg_pool2d": lambda x: poolkit.avg_pool2d(x, kernel_size=2, count_include_pad=False),
+    "adaptive_max_pool2d": lambda x: poolkit.adaptive_max_pool2d(x, (3, 2)),
+    "adaptive_avg_pool1d": lambda x: poolkit.adaptive_avg_pool1d(x.flatten(2), 3),
+    "adaptive_avg_pool2d": lambda x: poolkit.adaptive_avg_pool2d(x, 3),
+    "global_max_pool2d": poolkit.global_max_pool2d,
+    "global_avg_pool1d": lambda x: poolkit.global_avg_pool1d(x.flatten(2)),
+    "MaxPool2d": poolkit.nn.MaxPool2d(2),
+    "AvgPool2d": poolkit.nn.AvgPool2d(3, 2, 1),
+    "AdaptiveMaxPool2d": poolkit.nn.AdaptiveMaxPool2d(3),
+}
+
+
+class Operators(TorchDispatchMode):
+    """The namespaces of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespaces: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.namespaces.add(func.namespace)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_tiny_tensors_are_left_to_aten(name: str, requires_grad: bool) -> None:
+    single = name.startswith("global_avg")
+    for size, namespaces in ((8, {"aten"}), (64, {"aten"} if single else {"aten", "poolkit"})):
+        with Operators() as seen:
+            SMALL[name](torch.randn(1, 8, size, size, requires_grad=requires_grad))
+        assert seen.namespaces | {"aten"} == namespaces
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_tiny_tensors_are_not_looked_at_while_compiling(name: str) -> None:
+    """Else aten's operators would be in the graph, and their size among its guards."""
+    torch._dynamo.reset()
+    namespaces: list[set[str]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        namespaces.append({getattr(target, "namespace", "") for target in targets})
+        return graph.forward
+
+    compiled = torch.compile(SMALL[name], fullgraph=True, dynamic=True, backend=backend)
+    for size in (8, 64):
+        compiled(torch.randn(2, 4, size, size))
+    (found,) = namespaces
+    assert "poolkit" in found
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bins", [1, 3, (2, 5), (12, 1), (0, 3)], ids=str)
+def test_a_tiny_adaptive_max_has_the_same_bits_from_aten(
+    bins: Any,
+    dtype: torch.dtype,
+    form: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = torch.randint(0, 6, (2, 3, 8, 7), generator=torch.Generator().manual_seed(5))
+    for values in ((0.0, -0.0, 1.0, 2.0, 2.5, -torch.inf), (0.0, 1.0, 2.0, 3.0, torch.nan, 4.0)):
+        x = torch.tensor(values, dtype=dtype)[drawn].contiguous(memory_format=form)
+        found = []
+        for tiny in (0, dispatch.TINY):
+            monkeypatch.setattr(dispatch, "TINY", tiny)
+            leaf = x.clone().requires_grad_()
+            y = poolkit.adaptive_max_pool2d(leaf, bins)
+            weights = torch.arange(1.0, y.numel() + 1).reshape(y.shape).to(dtype)
+            plain = poolkit.adaptive_max_pool2d(x, bins)
+            found.append((y, plain, *torch.autograd.grad(y, leaf, weights)))
+        for native, aten in zip(*found, strict=True):
+            torch.testing.assert_close(native, aten, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(native.signbit() & ~native.isnan(), aten.signbit() & ~aten.isnan())
+            assert native.stride() == aten.stride() or not native.numel()
+
+
+TAKEN_BY_ATEN: list[Callable[..., Any]] = [
+    lambda x, one: poolkit.max_pool2d(x, (2, one)),
+    lambda x, one: poolkit.max_pool2d(x, 2, (2, one)),
+    lambda x, one: poolkit.max_pool2d(x, 2, 2, (0, one)),
+    lambda x, one: poolkit.max_pool2d(x, 2, 2, 0, one),
+    lambda x, one: poolkit.avg_pool2d(x, (2, one)),
+    lambda x, one: poolkit.avg_pool2d(x, one),
+    lambda x, one: poolkit.adaptive_avg_pool2d(x, (2, one)),
+    lambda x, one: poolkit.adaptive_max_pool2d(x, one),
+    lambda x, one: poolkit.lp_pool2d(x, one, 2),
+]
+
+
+@pytest.mark.parametrize("call", range(len(TAKEN_BY_ATEN)))
+@pytest.mark.parametrize("size", [8, 64])
+def test_true_is_not_1(size: int, call: int) -> None:
+    """Neither to aten, which takes it within a tuple, nor as a key of what is made once."""
+    run = TAKEN_BY_ATEN[call]
+    for x in (torch.randn(1, 8, size, size), torch.randn(1, 8, size, size).numpy()):
+        run(x, 1)
+        with pytest.raises(poolkit.PoolTypeError, match=r"must be .*, got True, while pooling"):
+            run(x, True)
+        run(x, 1)
+
+
+def test_the_norm_of_2_is_not_that_of_2_0() -> None:
+    """Both are right, and each keeps its recipe."""
+    x = torch.zeros(1, 2, 4, 4, dtype=torch.complex64)
+    for p in (2, 2.0, 2):
+        with pytest.raises(poolkit.PoolTypeError, match=rf"Lp\({re.escape(str(p))}\)"):
+            poolkit.lp_pool2d(x, p, 2)
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (2, 3, 4, 4, 4)], ids=str)
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
+def test_a_rank_that_aten_refuses_in_its_own_words_or_takes(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(poolkit.PoolValueError, match=r"an input of rank 3 .* was expected"):
+        getattr(poolkit, name)(torch.zeros(shape), 1)
 
 
 # --- operators -----------------------------------------------------------------------------------

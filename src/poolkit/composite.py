@@ -124,7 +124,7 @@ def composite_indices(
     xp = arrays_of(x)
     if isinstance(reduction, Activated):  # positions are those of the activated values
         with np.errstate(all="ignore"):
-            x, reduction = reduction.function.rounded(xp, xp.constant(x)), reduction.inner
+            x, reduction = reduction.first(xp.constant(x))
     working = reduction.working_dtype(dtype_of(x))
     trailing = int(channels_last)
     values, seen = _gather(xp, xp.cast(xp.constant(x), working), axes, trailing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .activations import Activation
 from .arrays import Array, arrays_of
 from .composite import composite, composite_indices
 from .dtypes import dtype_of
-from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor
+from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor, is_traced
 from .plan import Plan, plan_for
 from .reductions import (
     Activated,
@@ -151,13 +152,20 @@ class _Numpy:
         return _pool_with_indices_numpy(x, window, reduction, axes, channels_last)
 
 
+def _import_dispatch() -> Any:
+    from .torch import dispatch
+
+    return dispatch
+
+
+_known_dispatch = cache(_import_dispatch)  # the statement takes 0.7 us each time
+
+
 def runner_of(x: Array) -> Any:
     """What has `pool` and `pool_with_indices` for this kind of array, past all validation."""
-    if is_torch_tensor(x):
-        from .torch import dispatch
-
-        return dispatch
-    return _Numpy
+    if not is_torch_tensor(x):
+        return _Numpy
+    return _import_dispatch() if is_traced() else _known_dispatch()
 
 
 def check_array(x: Any) -> None:
@@ -233,7 +241,7 @@ def _pool_numpy(
     if isinstance(reduction, Activated) and not reduction.fused:
         reduction.result_dtype(dtype_of(x))  # refuses what is not floating
         with np.errstate(all="ignore"):
-            x, reduction = reduction.function.rounded(arrays_of(x), x), reduction.inner
+            x, reduction = reduction.first(x)
     results = []
     for plan in _plans(x, window, reduction, axes, channels_last):
         result = beyond_64_bits(x, plan, channels_last)

@@ -10,9 +10,9 @@ the end; an average of integers is floating; ``padding`` may also be ``"same"`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from . import fractional, unpool
+from . import chains, fractional, unpool
 from .arrays import Array
 from .core import check_array, runner_of
 from .errors import PoolError, PoolValueError, is_torch_tensor, is_traced
@@ -55,6 +55,7 @@ __all__ = [
     "sigmoid_avg_pool1d",
     "sigmoid_avg_pool2d",
     "sigmoid_avg_pool3d",
+    "sppf",
     "sum_pool1d",
     "sum_pool2d",
     "sum_pool3d",
@@ -65,7 +66,10 @@ MAX, MIN, SUM, MEAN = Max(), Min(), Sum(), Mean()
 RELU_MAX, SIGMOID_MEAN = Activated("Max()", "ReLU()"), Activated("Mean()", "Sigmoid()")
 GLOBAL = Global()
 
-_windows: dict[tuple[Any, ...], Window] = {}
+FLAT = frozenset((int, float, bool, str, type(None)))  # as keys told apart by their type
+
+T = TypeVar("T")
+_made: dict[tuple[Any, ...], Any] = {}
 
 
 def sliding(
@@ -78,14 +82,9 @@ def sliding(
     dilation: Any,
     ceil_mode: bool,
 ) -> Window:
-    """The window of these arguments, made once. The input and reduction are for messages."""
-    arguments = (ndim, kernel_size, stride, padding, dilation, ceil_mode)
-    # A compiler would guard on the contents of the dictionary.
-    kept = not is_traced() and are_exact(*arguments[:-1]) and type(ceil_mode) is bool
-    if kept and (known := _windows.get(arguments)) is not None:
-        return known
+    """The window of these arguments. The input and reduction are for messages."""
     try:
-        window = _new_sliding(*arguments)
+        return made_once(_new_sliding, ndim, kernel_size, stride, padding, dilation, ceil_mode)
     except PoolError as error:
         asked = f"kernel_size={kernel_size}, stride={stride}, padding={padding}"
         if not (type(dilation) is int and dilation == 1):
@@ -93,20 +92,34 @@ def sliding(
         if not isinstance(ceil_mode, bool):
             asked += f", ceil_mode={ceil_mode!r}"
         raise error.pooling(input, f"Sliding({asked})", reduction) from None
-    if kept and len(_windows) < 4096:
-        _windows[arguments] = window
-    return window
+
+
+def made_once(make: Callable[..., T], *arguments: Any) -> T:
+    """``make(*arguments)``, kept: its recipe, which plans are found by, takes 3 us to write."""
+    if is_traced():  # a compiler would guard on the contents of the dictionary
+        return make(*arguments)
+    kinds = tuple(map(type, arguments))  # as keys of a dictionary True and 1.0 pass for 1
+    if not FLAT.issuperset(kinds):
+        deep = (value for value, kind in zip(arguments, kinds, strict=True) if kind not in FLAT)
+        if not are_exact(*deep):
+            return make(*arguments)
+    key = (make, arguments, kinds)
+    made = _made.get(key)
+    if made is None:
+        made = make(*arguments)
+        if len(_made) < 4096:
+            _made[key] = made
+    return made
 
 
 def are_exact(*values: Any) -> bool:
-    """Whether these are Python's own integers, text, None, or tuples of them. As keys of a
-    dictionary True, 1.0 and NumPy's 1 would pass for 1."""
+    """Whether these are Python's own integers, text, None, or tuples of them."""
     for value in values:
-        kind = type(value)
-        if kind is tuple:
-            if not are_exact(*value):
-                return False
-        elif kind is not int and kind is not str and value is not None:
+        if type(value) is tuple:
+            for entry in value:
+                if type(entry) is not int and not are_exact(entry):
+                    return False
+        elif type(value) is not int and type(value) is not str and value is not None:
             return False
     return True
 
@@ -145,7 +158,7 @@ def check_rank(input: Array, ndim: int) -> None:
     check_array(input)
     rank = input.ndim
     if rank == ndim + 2 or rank == ndim + 1:
-        if 0 in tuple(input.shape)[1 if rank == ndim + 2 else 0 :]:
+        if 0 in input.shape[rank - ndim - 1 :]:
             raise PoolValueError(
                 f"the shape {tuple(input.shape)} has an axis without elements",
                 "Only the batch may be empty",
@@ -171,20 +184,25 @@ def _run(
         raise error.pooling(input, window, reduction) from None
 
 
-class Shortcuts(NamedTuple):
-    """What torch offers for tiny tensors, where the overhead of a call decides; see
-    ``poolkit.torch.dispatch``, which fills it in. Each returns None for whatever it leaves."""
-
-    max: Callable[..., Any]
-    mean: Callable[..., Any]
-    adaptive_mean: Callable[..., Any]
-
-
-def _none(axes: int, input: Array, *arguments: Any) -> None:
+def _none(*arguments: Any) -> Any:
     return None
 
 
-shortcuts = Shortcuts(_none, _none, _none)
+class Shortcuts(NamedTuple):
+    """What torch offers for tiny tensors, where the overhead of a call decides: by function, what
+    takes an input and the arguments that are sizes or flags, and returns None for all it leaves.
+    See ``poolkit.torch.dispatch``, which fills it in."""
+
+    max_pool1d: Callable[..., Any] = _none
+    max_pool2d: Callable[..., Any] = _none
+    avg_pool1d: Callable[..., Any] = _none
+    avg_pool2d: Callable[..., Any] = _none
+    adaptive_max_pool2d: Callable[..., Any] = _none
+    adaptive_avg_pool1d: Callable[..., Any] = _none
+    adaptive_avg_pool2d: Callable[..., Any] = _none
+
+
+shortcuts = Shortcuts()
 
 
 def max_pool2d(
@@ -219,8 +237,9 @@ def max_pool2d(
     array([[[ 6.,  8.],
             [14., 16.]]])
     """
-    if not return_indices:
-        pooled = shortcuts.max(2, input, kernel_size, stride, padding, dilation, ceil_mode)
+    # A dilated window may lie wholly in the padding, which aten does not see.
+    if not return_indices and type(dilation) is int and dilation == 1:
+        pooled = shortcuts.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
         if pooled is not None:
             return pooled
     window = sliding(input, MAX, 2, kernel_size, stride, padding, dilation, ceil_mode)
@@ -237,8 +256,8 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """`max_pool2d` over one axis: (N, C, L) or (C, L)."""
-    if not return_indices:
-        pooled = shortcuts.max(1, input, kernel_size, stride, padding, dilation, ceil_mode)
+    if not return_indices and type(dilation) is int and dilation == 1:
+        pooled = shortcuts.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode)
         if pooled is not None:
             return pooled
     window = sliding(input, MAX, 1, kernel_size, stride, padding, dilation, ceil_mode)
@@ -421,11 +440,12 @@ def avg_pool2d(
     array([[[ 3.5,  5.5],
             [11.5, 13.5]]])
     """
-    pooled = shortcuts.mean(
-        2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    )
-    if pooled is not None:
-        return pooled
+    if divisor_override is None:
+        pooled = shortcuts.avg_pool2d(
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad
+        )
+        if pooled is not None:
+            return pooled
     window = sliding(input, MEAN, 2, kernel_size, stride, padding, 1, ceil_mode)
     return _run(2, input, window, mean_of(input, window, count_include_pad, divisor_override))
 
@@ -439,7 +459,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Array:
     """`avg_pool2d` over one axis: (N, C, L) or (C, L)."""
-    pooled = shortcuts.mean(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    pooled = shortcuts.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
     if pooled is not None:
         return pooled
     window = sliding(input, MEAN, 1, kernel_size, stride, padding, 1, ceil_mode)
@@ -543,15 +563,17 @@ def mean_of(
 ) -> Reduction:
     if count_include_pad is True and divisor is None:
         return MEAN
-    return _made(input, window, Mean, count_include_pad, divisor)
+    return _reduction_of(input, window, Mean, count_include_pad, divisor)
 
 
-def _made(input: Array, window: Window, reduction: type[Reduction], *arguments: Any) -> Reduction:
+def _reduction_of(
+    input: Array, window: Window, kind: type[Reduction], *arguments: Any
+) -> Reduction:
     """A reduction with parameters. The input and window are for messages."""
     try:
-        return reduction(*arguments)
+        return made_once(kind, *arguments)
     except PoolError as error:
-        asked = f"{reduction.__name__}({', '.join(map(str, arguments))})"
+        asked = f"{kind.__name__}({', '.join(map(str, arguments))})"
         raise error.pooling(input, window, asked) from None
 
 
@@ -636,7 +658,7 @@ def lp_pool2d(
     array([[[5.]]])
     """
     window = sliding(input, f"Lp({norm_type})", 2, kernel_size, stride, 0, 1, ceil_mode)
-    return _run(2, input, window, _made(input, window, Lp, norm_type))
+    return _run(2, input, window, _reduction_of(input, window, Lp, norm_type))
 
 
 def lp_pool1d(
@@ -648,7 +670,7 @@ def lp_pool1d(
 ) -> Array:
     """`lp_pool2d` over one axis: (N, C, L) or (C, L)."""
     window = sliding(input, f"Lp({norm_type})", 1, kernel_size, stride, 0, 1, ceil_mode)
-    return _run(1, input, window, _made(input, window, Lp, norm_type))
+    return _run(1, input, window, _reduction_of(input, window, Lp, norm_type))
 
 
 def lp_pool3d(
@@ -660,23 +682,27 @@ def lp_pool3d(
 ) -> Array:
     """`lp_pool2d` over three axes: (N, C, D, H, W) or (C, D, H, W)."""
     window = sliding(input, f"Lp({norm_type})", 3, kernel_size, stride, 0, 1, ceil_mode)
-    return _run(3, input, window, _made(input, window, Lp, norm_type))
+    return _run(3, input, window, _reduction_of(input, window, Lp, norm_type))
 
 
 def adaptive(input: Array, reduction: Reduction, ndim: int, output_size: Any) -> Window:
     """The window of these arguments. The input and reduction are for messages."""
     try:
-        window = Adaptive(output_size)
-        if window.ndim == 1:
-            window = Adaptive(window.output_size * ndim)
-        if window.ndim not in (None, ndim):
-            raise PoolValueError(
-                f"{window} has {window.ndim} axes, this function pools {ndim}",
-                f"Give one integer, or {ndim}",
-            )
+        return made_once(_new_adaptive, ndim, output_size)
     except PoolError as error:
         asked = f"Adaptive({output_size})"
         raise error.pooling(input, asked, reduction) from None
+
+
+def _new_adaptive(ndim: int, output_size: Any) -> Adaptive:
+    window = Adaptive(output_size)
+    if window.ndim == 1:
+        window = Adaptive(window.output_size * ndim)
+    if window.ndim not in (None, ndim):
+        raise PoolValueError(
+            f"{window} has {window.ndim} axes, this function pools {ndim}",
+            f"Give one integer, or {ndim}",
+        )
     return window
 
 
@@ -696,6 +722,10 @@ def adaptive_max_pool2d(input: Array, output_size: Any, return_indices: bool = F
     array([[[4, 5],
             [7, 8]]])
     """
+    if not return_indices:
+        pooled = shortcuts.adaptive_max_pool2d(input, output_size)
+        if pooled is not None:
+            return pooled
     return _run(2, input, adaptive(input, MAX, 2, output_size), MAX, return_indices)
 
 
@@ -723,7 +753,7 @@ def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
     >>> poolkit.adaptive_avg_pool2d(np.arange(9.0).reshape(1, 3, 3), (1, None))
     array([[[3., 4., 5.]]])
     """
-    pooled = shortcuts.adaptive_mean(2, input, output_size)
+    pooled = shortcuts.adaptive_avg_pool2d(input, output_size)
     if pooled is not None:
         return pooled
     return _run(2, input, adaptive(input, MEAN, 2, output_size), MEAN)
@@ -731,7 +761,7 @@ def adaptive_avg_pool2d(input: Array, output_size: Any) -> Array:
 
 def adaptive_avg_pool1d(input: Array, output_size: Any) -> Array:
     """`adaptive_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
-    pooled = shortcuts.adaptive_mean(1, input, output_size)
+    pooled = shortcuts.adaptive_avg_pool1d(input, output_size)
     if pooled is not None:
         return pooled
     return _run(1, input, adaptive(input, MEAN, 1, output_size), MEAN)
@@ -756,6 +786,10 @@ def global_max_pool2d(input: Array, keepdim: bool = True) -> Array:
     >>> poolkit.global_max_pool2d(np.arange(1, 17.0).reshape(1, 4, 4), keepdim=False)
     array([16.])
     """
+    if keepdim:
+        pooled = shortcuts.adaptive_max_pool2d(input, 1)
+        if pooled is not None:
+            return pooled
     return without_ones(_run(2, input, GLOBAL, MAX), 2, keepdim)
 
 
@@ -783,17 +817,19 @@ def global_avg_pool2d(input: Array, keepdim: bool = True) -> Array:
     >>> poolkit.global_avg_pool2d(np.arange(1, 17.0).reshape(1, 4, 4))
     array([[[8.5]]])
     """
-    pooled = shortcuts.adaptive_mean(2, input, 1) if keepdim else None
-    if pooled is not None:
-        return pooled
+    if keepdim:
+        pooled = shortcuts.adaptive_avg_pool2d(input, 1)
+        if pooled is not None:
+            return pooled
     return without_ones(_run(2, input, GLOBAL, MEAN), 2, keepdim)
 
 
 def global_avg_pool1d(input: Array, keepdim: bool = True) -> Array:
     """`global_avg_pool2d` over one axis: (N, C, L) or (C, L)."""
-    pooled = shortcuts.adaptive_mean(1, input, 1) if keepdim else None
-    if pooled is not None:
-        return pooled
+    if keepdim:
+        pooled = shortcuts.adaptive_avg_pool1d(input, 1)
+        if pooled is not None:
+            return pooled
     return without_ones(_run(1, input, GLOBAL, MEAN), 1, keepdim)
 
 
@@ -804,6 +840,39 @@ def global_avg_pool3d(input: Array, keepdim: bool = True) -> Array:
 
 def without_ones(pooled: Array, ndim: int, keepdim: bool) -> Array:
     return pooled if keepdim else pooled.reshape(tuple(pooled.shape)[: pooled.ndim - ndim])
+
+
+def sppf(input: Array, kernel_size: Size = 5, levels: int = 3) -> Array:
+    """The pooling of a spatial pyramid, fast: max pooling of stride 1, and again of its result.
+
+    The input and all results are joined along the channels. Two windows of 5 see what one of 9
+    sees, and three what one of 13 sees, so this is a spatial pyramid of windows 5, 9 and 13
+    without one. On the CPU a plane goes through all levels while it is in cache, unless a
+    gradient is asked for or channels lie behind.
+
+    Source: Jocher, YOLOv5 (2021), the block SPPF between its two convolutions; the pyramid is
+    that of He, Zhang, Ren and Sun, arXiv:1406.4729.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), of any dtype that `max_pool2d` takes.
+        kernel_size: odd, one number or one for each axis.
+        levels: how often it is pooled.
+
+    Returns:
+        (N, (1 + levels) * C, H, W), of the same dtype.
+
+    Raises:
+        PoolError: for even sizes, no levels, and other ranks.
+
+    >>> import numpy as np, poolkit
+    >>> x = np.random.default_rng(0).normal(size=(1, 8, 20, 20)).astype("float32")
+    >>> joined = poolkit.sppf(x)
+    >>> joined.shape
+    (1, 32, 20, 20)
+    >>> bool((joined[:, 24:] == poolkit.max_pool2d(x, 13, stride=1, padding=6)).all())
+    True
+    """
+    return chains.sppf(input, kernel_size, levels)
 
 
 def max_unpool2d(

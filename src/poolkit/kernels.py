@@ -113,6 +113,7 @@ class NativeKernel:
 
     __slots__ = (
         "_plan",
+        "chain",
         "forward",
         "forward_ahead",
         "indices",
@@ -127,6 +128,8 @@ class NativeKernel:
         self.forward = plan.forward
         # forward_ahead(the same): an activation in front of a max or min, not behind it
         self.forward_ahead = plan.forward_ahead
+        # chain(x, out, images, channels, levels, threads)
+        self.chain = plan.chain
         # indices(positions, out, outer, inner, threads): flat spatial positions, int64
         self.indices = plan.indices
         # scatter(grad_out, positions, grad_in, outer, inner, threads)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..activations import Activation, as_activation
-from ..arrays import Array, Arrays
+from ..arrays import Array, Arrays, arrays_of
 from ..dtypes import DType
 from ..errors import PoolTypeError, is_traced
 from ..recipes import parameters_of
@@ -73,6 +73,11 @@ class Activated(Reduction):
     def fused(self) -> bool:
         """Whether the activation is a part of the pooling; else it is applied first."""
         return self.behind or self.kernel is not None
+
+    def first(self, x: Array) -> tuple[Array, Reduction]:
+        """The activation applied first: the activated values, in the dtype of x, and the reduction
+        that is left to do."""
+        return self.function.rounded(arrays_of(x), x), self.inner
 
     @property
     def ends_gradient(self) -> bool:

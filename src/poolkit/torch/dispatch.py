@@ -23,7 +23,6 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from .. import functional
-from ..arrays import arrays_of
 from ..composite import composite
 from ..core import beyond_64_bits, join_grids
 from ..dtypes import DTYPES, unknown_dtype
@@ -44,14 +43,22 @@ from .autograd import (
     apply,
 )
 
-__all__ = ["check_tensor", "in_format", "num_threads", "pool", "pool_with_indices", "route"]
+__all__ = [
+    "chain",
+    "check_tensor",
+    "in_format",
+    "num_threads",
+    "pool",
+    "pool_with_indices",
+    "route",
+]
 
 # Below this many elements a max or a mean goes to aten, whose overhead per call is smaller than
-# ours: 3 us against 14 us at 512 elements in NCHW, and 13 against 18 us at 4608, while at 8192 it
-# is 23 against 18 us (window 3, stride 2, one thread). Forward and backward together cross at about
-# 16384, but there aten saves the input and 8-byte indices, so the same limit holds for training.
-# In one and two dimensions only: in three, autocast makes aten's result float32. A mean of so few
-# elements has aten's bits, which may differ from ours in the last place.
+# ours: 3 us against 15 at 512 elements in NCHW, and 12 against 16 at 4608, while at 8192 it is 21
+# against 16 (window 3, stride 2, one thread). Forward and backward together cross at about 40000
+# for a max and 24000 for a mean, but there aten saves the input and 8-byte indices, so the same
+# limit holds for training. In one and two dimensions only: in three, autocast makes aten's result
+# float32. A mean of so few elements has aten's bits, which may differ from ours in the last place.
 TINY = 4096
 # Aten's global mean is a plain sum, and quicker than ours up to so many times as many elements:
 # 17 against 28 us for (1, 2048, 7, 7), and 207 against 282 for 32 of them, on two threads.
@@ -67,6 +74,8 @@ class Call(NamedTuple):
     Attributes:
         seen, reduced: their recipes, as the operators take them.
         kind: whose gradient it has: that of its kernel, or of the "composite" path.
+        kind_within: the same of the reduction without its activation.
+        exponent: the p of a norm.
         aten: a function of x that aten computes by the same rules, or None.
         aten_picks: the same with indices.
         tiny: times TINY, the elements below which aten runs on the CPU too.
@@ -78,6 +87,8 @@ class Call(NamedTuple):
     seen: str
     reduced: str
     kind: str
+    kind_within: str
+    exponent: float
     aten: Callable[[Tensor], Tensor] | None
     aten_picks: Callable[[Tensor], tuple[Tensor, Tensor]] | None
     tiny: int
@@ -85,16 +96,20 @@ class Call(NamedTuple):
 
 def _call(window: Window, reduction: Reduction, axes: int) -> Call:
     kernel = reduction.kernel if axes <= 3 else None
+    within = inner_of(reduction).kernel
+    kind = kernel.kind if kernel is not None else "composite"
     return Call(
         window,
         reduction,
         axes,
         repr(window),
         repr(reduction),
-        kernel.kind if kernel is not None else "composite",
+        kind,
+        within.kind if within is not None else "composite",
+        within.exponent if within is not None else 1.0,
         _aten(window, reduction, axes) if axes <= 3 else None,
         _aten_picks(window, reduction, axes) if axes <= 3 else None,
-        TINY_GLOBAL if window in (Global(), Adaptive(1), Adaptive((1,) * axes)) else 1,
+        TINY_GLOBAL if kind == "sum" and _aten_bins(window, axes) == (1,) * axes else 1,
     )
 
 
@@ -137,10 +152,21 @@ _ADAPTIVE_MEAN = {
     2: torch._C._nn.adaptive_avg_pool2d,
     3: torch._C._nn.adaptive_avg_pool3d,
 }
+_ADAPTIVE_PICKS: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
+    1: torch.adaptive_max_pool1d,
+    2: torch._C._nn.adaptive_max_pool2d,
+    3: torch._C._nn.adaptive_max_pool3d,
+}
+
+
+def _values_of(picks: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    return lambda x, output_size: picks(x, output_size)[0]
+
+
+_ADAPTIVE_MAX = {axes: _values_of(picks) for axes, picks in _ADAPTIVE_PICKS.items()}
 # Aten adds half types up in themselves, and divides integers as integers.
-_FLOAT32, _FLOAT64 = torch.float32, torch.float64
-_MEAN_DTYPES = frozenset((_FLOAT32, _FLOAT64))
-_MAX_DTYPES = _MEAN_DTYPES | {torch.bfloat16, torch.float16}
+_FLOATS = frozenset((torch.float32, torch.float64))
+_HALVES = frozenset((torch.bfloat16, torch.float16))
 
 
 def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
@@ -157,19 +183,27 @@ def _aten_arguments(window: Window, axes: int) -> tuple[Any, ...] | None:
     return kernel, stride, tuple(a for a, _ in pads), dilation, window.ceil_mode
 
 
+def _aten_bins(window: Window, axes: int) -> tuple[int, ...] | None:
+    """The bins along each axis if aten has this adaptive window: there are no gradients of none."""
+    if isinstance(window, Global):
+        return (1,) * axes
+    if not isinstance(window, Adaptive):
+        return None
+    sizes = window.output_size
+    bins = sizes if isinstance(sizes, tuple) else (sizes,) * axes
+    return None if None in bins or 0 in bins else bins
+
+
 def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
     """A function of x that aten computes by the same rules, or None."""
     if isinstance(reduction, Activated):
-        pooled, function = _aten(window, reduction.inner, axes), reduction.function
-        return None if pooled is None else lambda x: pooled(function.rounded(arrays_of(x), x))
+        pooled = _aten(window, reduction.inner, axes)
+        return None if pooled is None else lambda x: pooled(reduction.first(x)[0])
+    bins = _aten_bins(window, axes)
     if isinstance(reduction, Mean) and reduction.result == "float":
-        if isinstance(window, (Adaptive, Global)) and reduction.divisor is None:
-            sizes = window.output_size if isinstance(window, Adaptive) else 1
-            size = sizes if isinstance(sizes, tuple) else (sizes,) * axes
-            if None in size:
-                return None
+        if bins is not None and reduction.divisor is None:
             adaptive = _ADAPTIVE_MEAN[axes]
-            return lambda x: adaptive(x, size)
+            return lambda x: adaptive(x, bins)
         arguments = _aten_arguments(window, axes)
         if arguments is None or any(d != 1 for d in arguments[3]):
             return None
@@ -180,6 +214,9 @@ def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
         divisor = reduction.divisor
         return lambda x: mean(x, kernel, stride, padding, *rest, divisor)
     if isinstance(reduction, Max):
+        if bins is not None:
+            most = _ADAPTIVE_MAX[axes]
+            return lambda x: most(x, bins)
         arguments = _aten_arguments(window, axes)
         if arguments is not None:
             largest = _MAX[axes]
@@ -188,7 +225,13 @@ def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
 
 
 def _aten_picks(window: Window, reduction: Reduction, axes: int) -> Any:
-    arguments = _aten_arguments(window, axes) if isinstance(reduction, Max) else None
+    if not isinstance(reduction, Max):
+        return None
+    bins = _aten_bins(window, axes)
+    if bins is not None:
+        adaptive = _ADAPTIVE_PICKS[axes]
+        return lambda x: adaptive(x, bins)
+    arguments = _aten_arguments(window, axes)
     if arguments is None:
         return None
     picks = _PICKS[axes]
@@ -211,86 +254,92 @@ def _is_tiny(x: Tensor, call: Call) -> bool:
         return False
     if call.kind == "activated" or not call.axes + 1 <= x.ndim <= call.axes + 2:
         return False
-    return x.dtype in (_MEAN_DTYPES if call.kind == "sum" or x.requires_grad else _MAX_DTYPES)
+    if x.dtype in _HALVES:
+        return call.kind != "sum" and not x.requires_grad
+    return x.dtype in _FLOATS
 
 
-# The shortest ways to pool a tiny tensor, without a window or any check of ours; they return None
+# The shortest ways to pool a tiny tensor, without a window or a check of ours; they return None
 # where aten does not do the same, or refuses: the usual way has better messages. Aten would take
-# more than Python's own integers for sizes. Written out, as every call here is a tenth of the time;
-# an exporter's tensors are no plain ones, so that only Dynamo has to be asked for.
+# True for 1 within a tuple. An exporter's tensors are no plain ones, so that only Dynamo has to be
+# asked for. Written out, and with a fixed number of arguments, as the time is that of Python: to
+# look at the type, the size and the dtype takes 0.25 us, an eighth of what aten's mean takes, and
+# another call, or a tuple of arguments, 0.05 to 0.1.
 
 
-def small_max(
-    axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> Tensor | None:
-    if (
-        type(x) is not Tensor
-        or is_dynamo_compiling()
-        or not 0 < x.numel() < TINY
-        or x.dtype not in _MAX_DTYPES
-        or (x.requires_grad and x.dtype not in _MEAN_DTYPES)
-        # A dilated window may lie wholly in the padding, which aten does not see.
-        or not (type(dilation) is int and dilation == 1)
-    ):
-        return None
-    plain = type(kernel_size) is int and type(padding) is int and stride is None
-    if not plain and not functional.are_exact(kernel_size, stride, padding):
-        return None
-    try:
-        return _MAX[axes](
-            x, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
-        )
-    except (RuntimeError, TypeError, ValueError):
+def _sliding_shortcut(pool: Callable[..., Tensor], halves: bool) -> Callable[..., Tensor | None]:
+    """By aten's `pool`, which takes two more arguments behind those of a window.
+
+    Args:
+        halves: whether aten does the same for half types, as long as no gradient is asked for.
+    """
+
+    def pooled(
+        x: Any, kernel_size: Any, stride: Any, padding: Any, fourth: Any, fifth: Any
+    ) -> Tensor | None:
+        try:
+            if (
+                type(x) is Tensor
+                and not is_dynamo_compiling()
+                and 0 < x.numel() < TINY
+                and (x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad))
+                and (
+                    (
+                        type(kernel_size) is type(padding) is int
+                        and (stride is None or type(stride) is int)
+                    )
+                    or functional.are_exact(kernel_size, stride, padding)
+                )
+            ):
+                return pool(x, kernel_size, stride, padding, fourth, fifth)
+        except Exception:
+            pass
         return None
 
-
-def small_mean(
-    axes: int,
-    x: Any,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    ceil_mode: Any,
-    count_include_pad: Any,
-    divisor: Any = None,
-) -> Tensor | None:
-    if type(x) is not Tensor or is_dynamo_compiling() or not 0 < x.numel() < TINY:
-        return None
-    dtype = x.dtype
-    if (dtype is not _FLOAT32 and dtype is not _FLOAT64) or divisor is not None:
-        return None
-    plain = type(kernel_size) is int and type(padding) is int and stride is None
-    if not plain and not functional.are_exact(kernel_size, stride, padding):
-        return None
-    try:
-        return _MEAN[axes](
-            x,
-            kernel_size,
-            kernel_size if stride is None else stride,
-            padding,
-            ceil_mode,
-            count_include_pad,
-        )
-    except (RuntimeError, TypeError, ValueError):
-        return None
+    return pooled
 
 
-def small_adaptive_mean(axes: int, x: Any, output_size: Any) -> Tensor | None:
-    if (
-        type(x) is not Tensor
-        or is_dynamo_compiling()
-        or not 0 < x.numel() < (TINY_GLOBAL * TINY if output_size == 1 else TINY)
-        or x.dtype not in _MEAN_DTYPES
-        or not functional.are_exact(output_size)
-    ):
-        return None
-    try:
-        return _ADAPTIVE_MEAN[axes](x, output_size)
-    except (RuntimeError, TypeError, ValueError):
+def _adaptive_shortcut(
+    pool: Callable[..., Tensor], axes: int, halves: bool, one: int = 1
+) -> Callable[..., Tensor | None]:
+    """The same for a number of bins.
+
+    Args:
+        axes: that are pooled: aten's mean in a single bin takes tensors of any rank.
+        one: times TINY, the elements below which aten is the quicker for a single bin.
+    """
+
+    def pooled(x: Any, output_size: Any) -> Tensor | None:
+        try:
+            if (
+                type(x) is Tensor
+                and not is_dynamo_compiling()
+                and axes + 1 <= x.ndim <= axes + 2
+                and (
+                    output_size > 0
+                    if type(output_size) is int
+                    else functional.are_exact(output_size) and 0 not in output_size
+                )
+                and 0 < x.numel() < (one * TINY if output_size == 1 else TINY)
+                and (x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad))
+            ):
+                return pool(x, output_size)
+        except Exception:
+            pass
         return None
 
+    return pooled
 
-functional.shortcuts = functional.Shortcuts(small_max, small_mean, small_adaptive_mean)
+
+functional.shortcuts = functional.Shortcuts(
+    max_pool1d=_sliding_shortcut(_MAX[1], halves=True),
+    max_pool2d=_sliding_shortcut(_MAX[2], halves=True),
+    avg_pool1d=_sliding_shortcut(_MEAN[1], halves=False),
+    avg_pool2d=_sliding_shortcut(_MEAN[2], halves=False),
+    adaptive_max_pool2d=_adaptive_shortcut(_ADAPTIVE_MAX[2], 2, halves=True),
+    adaptive_avg_pool1d=_adaptive_shortcut(_ADAPTIVE_MEAN[1], 1, halves=False, one=TINY_GLOBAL),
+    adaptive_avg_pool2d=_adaptive_shortcut(_ADAPTIVE_MEAN[2], 2, halves=False, one=TINY_GLOBAL),
+)
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -339,7 +388,7 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
         picks = isinstance(inner_of(plan.reduction), (Max, Min))
         if picks and _differentiates(x) and plan.has_empty_windows:
             return "composite", "a window wholly in the padding has no position for the gradient"
-        if call.kind == "activated" and _differentiates(x) and _kind_within(call) == "norm":
+        if call.kind == "activated" and _differentiates(x) and call.kind_within == "norm":
             return (
                 "composite",
                 "an activated norm has no kernel of its gradient",
@@ -373,14 +422,15 @@ def in_format(out: Tensor, axes: int) -> Tensor:
 
 
 def _pool(x: Tensor, call: Call) -> Tensor:
-    _, reduction, axes, seen, reduced, kind, aten, _, _ = call
+    reduction, axes, seen, reduced = call.reduction, call.axes, call.seen, call.reduced
+    kind, aten = call.kind, call.aten
     if x.dtype is torch.int64 and not (_is_opaque(x) or _is_transformed()):
         exact = beyond_64_bits(x, ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype))
         if exact is not None:
             return _laid_out_like(x, exact, axes)
-    if isinstance(reduction, Activated) and not reduction.fused:
-        x = reduction.function.rounded(arrays_of(x), x)
-        return _pool(x, _known(call.window, reduction.inner, axes))
+    if kind == "composite" and isinstance(reduction, Activated) and not reduction.fused:
+        x, reduction = reduction.first(x)
+        return _pool(x, _known(call.window, reduction, axes))
     if not _runs_native(x):
         if aten is not None and _aten_takes(x, axes) and not _has_kernels(x):
             return aten(x)
@@ -403,8 +453,7 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         if not x.dtype.is_floating_point:
             x = x.float()
         elif _differentiates(x):
-            assert reduction.kernel is not None
-            return apply(LpPool, x, seen, reduced, reduction.kernel.exponent, axes)
+            return apply(LpPool, x, seen, reduced, call.exponent, axes)
     elif kind == "whole":
         # Integers may have no kernel; transforms of torch.func differentiate what they see.
         if not _is_opaque(x):
@@ -418,10 +467,25 @@ def _pool(x: Tensor, call: Call) -> Tensor:
     return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
 
 
-def _kind_within(call: Call) -> str:
-    """The kind of gradient that a reduction of activated values has behind the activation."""
-    kernel = inner_of(call.reduction).kernel
-    return "composite" if kernel is None else kernel.kind
+def chain(x: Tensor, window: Window, levels: int) -> Tensor:
+    """See `poolkit.sppf`. One pass where nothing is traced or differentiated; else, and where
+    channels lie behind, each level is a call."""
+    check_tensor(x)
+    plain = type(x) is Tensor and not is_compiling() and not torch._C._len_torch_dispatch_stack()
+    if plain and _runs_native(x) and not _is_opaque(x) and not _is_transformed():
+        plan = ops.plan_of(repr(window), "Max()", x.shape[-2:], x.dtype)
+        if plan.native is not None and x.is_contiguous() and not _differentiates(x):
+            *images, channels, height, width = x.shape
+            out = x.new_empty((*images, (1 + levels) * channels, height, width))
+            plan.native.chain(
+                x.data_ptr(), out.data_ptr(), images[0] if images else 1, channels, levels,
+                num_threads(),
+            )  # fmt: skip
+            return out
+    parts = [x]
+    for _ in range(levels):
+        parts.append(pool(parts[-1], window, Max(), 2, False))
+    return torch.cat(parts, dim=-3)
 
 
 def _activated(x: Tensor, call: Call) -> Tensor:
@@ -429,7 +493,7 @@ def _activated(x: Tensor, call: Call) -> Tensor:
     reduction = call.reduction
     assert isinstance(reduction, Activated)
     inner, seen, reduced, axes = reduction.reduction, call.seen, call.reduced, call.axes
-    kind = _kind_within(call)
+    kind = call.kind_within
     if not _differentiates(x):
         return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
     if kind == "sum":
@@ -464,7 +528,7 @@ def _may_lack_positions(x: Tensor, call: Call) -> bool:
 
 def _is_opaque(x: Tensor) -> bool:
     """Whether the composite path must be one operator: without values there is only a shape."""
-    return is_compiling() or x.device.type == "meta" or isinstance(x, FakeTensor)
+    return is_compiling() or x.is_meta or isinstance(x, FakeTensor)
 
 
 def _composite(x: Tensor, call: Call) -> Tensor:
@@ -493,7 +557,7 @@ def pool_with_indices(
         x = x.movedim(-1, -axes - 1)
     native = _runs_native(x) and axes <= 3
     if isinstance(reduction, Activated) and not (native and reduction.kernel is not None):
-        x, reduction = reduction.function.rounded(arrays_of(x), x), reduction.inner
+        x, reduction = reduction.first(x)
     call = _known(window, reduction, axes)
     if native:
         if _differentiates(x) and isinstance(reduction, Activated):
