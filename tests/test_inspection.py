@@ -262,11 +262,23 @@ def test_a_compiled_model_is_inspected_as_it_was_written():
     assert layer.operation == "max_pool2d"
 
 
+def test_the_levels_of_a_chain_are_found():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), poolkit.nn.SPPF(5, levels=3))
+    layers = look(model, torch.rand(1, 3, 34, 34))
+    assert [layer.operation for layer in layers] == ["max_pool2d"] * 3
+    assert {layer.window for layer in layers} == {"5×5, stride 1, padding 2"}
+
+
 def test_poolkits_calls_leave_no_trace_behind():
     from poolkit.torch import dispatch
 
     def ways():
-        return dispatch.pool, dispatch.pool_with_indices, poolkit.functional.shortcuts
+        return (
+            dispatch.pool,
+            dispatch.pool_with_indices,
+            dispatch.chain,
+            poolkit.functional.shortcuts,
+        )
 
     before = ways()
     look(Calls(lambda x: poolkit.max_pool2d(x, 2)), torch.randn(1, 3, 8, 8))

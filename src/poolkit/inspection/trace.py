@@ -202,7 +202,7 @@ class _Recorder(TorchFunctionMode):
         from poolkit import functional
         from poolkit.torch import dispatch
 
-        shortcuts = functional.shortcuts
+        shortcuts, chain = functional.shortcuts, dispatch.chain
         calls = {"pool": dispatch.pool, "pool_with_indices": dispatch.pool_with_indices}
         handles = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
@@ -210,12 +210,14 @@ class _Recorder(TorchFunctionMode):
         ]
         for name, run in calls.items():
             setattr(dispatch, name, partial(self._poolkit_call, run, name != "pool"))
+        # A chain in one pass would hide its levels.
+        dispatch.chain = dispatch.chain_by_levels
         # Tiny tensors go straight to aten, past `dispatch`, and would be taken for torch's.
         functional.shortcuts = functional.Shortcuts(*[_no_shortcut] * len(shortcuts))
         try:
             yield
         finally:
-            functional.shortcuts = shortcuts
+            functional.shortcuts, dispatch.chain = shortcuts, chain
             for name, run in calls.items():
                 setattr(dispatch, name, run)
             for handle in handles:

@@ -482,6 +482,10 @@ def chain(x: Tensor, window: Window, levels: int) -> Tensor:
                 num_threads(),
             )  # fmt: skip
             return out
+    return chain_by_levels(x, window, levels)
+
+
+def chain_by_levels(x: Tensor, window: Window, levels: int) -> Tensor:
     parts = [x]
     for _ in range(levels):
         parts.append(pool(parts[-1], window, Max(), 2, False))
