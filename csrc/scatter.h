@@ -201,7 +201,7 @@ class Scattering {
             write_phases<A, Stride>(
                 axis, 0, axis.size, line, [&](int64_t m, int64_t, Vec<A>(&v)[Stride]) {
                     const Vec<C> code = load_codes<C>(found + m);
-                    const Vec<A> share = load<A>(shares + m);
+                    const Vec<A> share = Vec<A>{} + load<A>(shares + m);  // -0.0 becomes 0.0
 #pragma GCC unroll 4
                     for (int r = 0; r < Stride; ++r)
                         v[r] = code == broadcast<C>(static_cast<C>(base + r)) ? share : Vec<A>{};

@@ -1,5 +1,7 @@
 """`sppf`: a max pooling of its own result, all results joined."""
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,9 @@ def test_module() -> None:
     module = poolkit.nn.SPPF(5, levels=3)
     assert repr(module) == "SPPF(kernel_size=5, levels=3)"
     assert not module.state_dict()
+    x = torch.randn(1, 2, 9, 9)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(other(x), module(x))
 
 
 def test_empty_batch() -> None:
