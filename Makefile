@@ -63,15 +63,16 @@ bench: $(VENV)/.bench-ready
 	$(BIN)/poolkit bench --threads 1,2
 
 # The kernels under the address and undefined-behaviour sanitizers: random windows against plain
-# loops, and the NumPy tests.
+# loops, and the NumPy tests (-S: past the finder of the package that is installed in place).
 sanitize: $(VENV)/.ready
 	$(PIP) --no-deps --upgrade --target build/sanitized . \
 	  -Cbuild-dir=build/sanitize -Ccmake.define.POOLKIT_SANITIZE=ON \
 	  -Cbuild.targets='_native;geometries'
 	ASAN_OPTIONS=detect_leaks=0 build/sanitize/geometries 2000
-	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
+	PYTHONPATH="build/sanitized:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest -q -m 'not slow' -p no:cacheprovider -o addopts=--strict-markers \
+	$(BIN)/python -S -m pytest -q -m 'not slow' -p no:cacheprovider -o addopts=--strict-markers \
 	  tests/test_oracle.py tests/test_instruction_sets.py
 
 # The same kernels for another processor, run by an emulator: needs Debian's cmake, qemu-user and

@@ -544,16 +544,20 @@ class Pooling {
             const int64_t outputs_end = part.last * row.outputs;
             // To look for a NaN costs more than it saves where taps are few.
             const bool watching = scans<R, S> && row.taps > 2;
+            const S* before = x;  // where the last window began,
             const S* looked = x;  // how far lines have been looked through,
             const S* broken = scans<R, S> && !watching ? behind : nullptr;  // the last with a NaN
             each_row(part, [&](int64_t plane, int64_t o, int64_t at) {
                 const S* base = x + plane * extent[0] + down.begin[o] * row.size;
                 const int64_t count = down.count[o];
                 const S* end = base + ((count - 1) * down.step + 1) * row.size;
-                for (looked = looked < base ? base : looked; looked < end; looked += row.size) {
+                // A window of distant taps, clipped in front, may begin behind the next one.
+                if (base < before || looked < base) looked = base;
+                before = base;
+                for (; looked < end; looked += row.size) {
                     if (!watching)
                         fetch(looked, row.size);
-                    else if (has_nan<A>(looked, row.size))
+                    else if (has_nan<A>(looked, row.size) && broken < looked + row.size)
                         broken = looked + row.size;
                 }
                 for (int64_t t = 0; t < count; ++t)

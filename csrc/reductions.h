@@ -168,7 +168,13 @@ struct Adding {
     }
     template <class T>
     static POOLKIT_INLINE T merge(T a, T b) {
-        return a + b;
+        // Unsigned: lanes that nobody looks at may wrap.
+        if constexpr (same<T, int64_t>)
+            return static_cast<T>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+        else if constexpr (same<T, Vec<int64_t>>)
+            return (T)((Vec<uint64_t>)a + (Vec<uint64_t>)b);
+        else
+            return a + b;
     }
     template <class T>
     static POOLKIT_INLINE T lift(T x, double) {

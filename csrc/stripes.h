@@ -11,6 +11,12 @@ struct Reach {
     int64_t begin, end;
 };
 Reach reach_of(const Axis& axis, int64_t o0, int64_t o1) {
+    if (axis.regular && o0 < o1) {  // as kernels read it: what lies between distant taps, too
+        const int64_t first = o0 * axis.stride + axis.offset;
+        const int64_t behind =
+            (o1 - 1) * axis.stride + axis.offset + (axis.taps - 1) * axis.step + 1;
+        return {first > 0 ? first : 0, at_most(behind, axis.size)};
+    }
     Reach reach{axis.size, 0};
     for (int64_t o = o0; o < o1; ++o) {
         if (axis.count[o] == 0) continue;

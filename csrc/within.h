@@ -261,7 +261,7 @@ int64_t windowed_room(const Axis& axis, int64_t outputs) {
 // so nothing cancels, and the sum is a tree.
 template <class R, class A>
 POOLKIT_ONCE void within_doubling(A* line, int64_t outputs, int64_t taps, int64_t step, A* out) {
-    const int64_t n = outputs + (taps - 1) * step;  // inputs
+    int64_t n = outputs + (taps - 1) * step;  // inputs
     int64_t width = 1, done = 0;
     bool started = false;
     const auto merge_into = [&](const A* from) {
@@ -279,6 +279,7 @@ POOLKIT_ONCE void within_doubling(A* line, int64_t outputs, int64_t taps, int64_
             }
         }
         if (2 * width > taps) break;
+        n -= width * step;  // no further than there are windows
         for (int64_t i = 0; i < n; i += lanes<A>)
             store<A>(line + i, R::merge(load<A>(line + i), load<A>(line + i + width * step)));
         width *= 2;

@@ -81,6 +81,20 @@ def test_compiles_and_maps() -> None:
     assert torch.equal(exported(x), module(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_traces() -> None:
+    module = poolkit.nn.SPPF(5)
+    x, other = torch.randn(2, 1, 4, 12, 12)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, (x,))
+        assert torch.equal(traced(other), module(other))
+
+
+def test_negative_views() -> None:
+    x = torch.randn(1, 2, 9, 9)
+    assert torch.equal(poolkit.sppf(torch._neg_view(x)), poolkit.sppf(-x))
+
+
 def test_module() -> None:
     module = poolkit.nn.SPPF(5, levels=3)
     assert repr(module) == "SPPF(kernel_size=5, levels=3)"

@@ -68,7 +68,7 @@ bool random_axis(AxisSpec& spec, int64_t size, int64_t most_taps, std::string& t
         return true;
     }
     const int64_t taps = one_in(8) ? size : between(1, most_taps), stride = between(1, 6);
-    spec.step = one_in(4) ? 2 : 1;
+    spec.step = one_in(3) ? between(2, 4) : 1;
     const int64_t padding = between(0, taps / 2), reach = (taps - 1) * spec.step + 1;
     if (size + 2 * padding < reach) return false;
     int64_t outputs = (size + 2 * padding - reach) / stride + 1;
@@ -155,7 +155,7 @@ std::vector<T> random_values(int64_t n) {
     std::vector<T> x(n);
     for (T& v : x) v = static_cast<T>(between(std::numeric_limits<T>::is_signed ? -50 : 0, 50));
     if constexpr (std::numeric_limits<T>::has_quiet_NaN)
-        if (one_in(4))
+        if (one_in(2))
             for (int i = 0; i < 3; ++i)
                 x[between(0, n - 1)] = one_in(2) ? std::numeric_limits<T>::quiet_NaN() : T(-0.0);
     return x;

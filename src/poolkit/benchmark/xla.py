@@ -68,9 +68,10 @@ class Jax(Engine):
         if Jax._client_threads == self.threads:
             return
         os.environ[_THREADS] = str(self.threads)
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax.extend
 
+        if not os.environ.get("JAX_PLATFORMS"):
+            jax.config.update("jax_platforms", "cpu")
         jax.extend.backend.clear_backends()
         Jax._client_threads = self.threads
 

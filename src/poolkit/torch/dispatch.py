@@ -471,7 +471,9 @@ def chain(x: Tensor, window: Window, levels: int) -> Tensor:
     """See `poolkit.sppf`. One pass where nothing is traced or differentiated; else, and where
     channels lie behind, each level is a call."""
     check_tensor(x)
-    plain = type(x) is Tensor and not is_compiling() and not torch._C._len_torch_dispatch_stack()
+    # What is traced, or seen by a mode, is made of operators that torch knows.
+    traced = is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
+    plain = type(x) is Tensor and not traced and not x.is_neg()
     if plain and _runs_native(x) and not _is_opaque(x) and not _is_transformed():
         plan = ops.plan_of(repr(window), "Max()", x.shape[-2:], x.dtype)
         if plan.native is not None and x.is_contiguous() and not _differentiates(x):
