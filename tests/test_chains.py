@@ -81,7 +81,7 @@ def test_compiles_and_maps() -> None:
     assert torch.equal(exported(x), module(x))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # of the tracer, which warns of what it cannot see
 def test_jit_traces() -> None:
     module = poolkit.nn.SPPF(5)
     x, other = torch.randn(2, 1, 4, 12, 12)
