@@ -68,7 +68,7 @@ sanitize: $(VENV)/.ready
 	$(PIP) --no-deps --upgrade --target build/sanitized . \
 	  -Cbuild-dir=build/sanitize -Ccmake.define.POOLKIT_SANITIZE=ON \
 	  -Cbuild.targets='_native;geometries'
-	ASAN_OPTIONS=detect_leaks=0 build/sanitize/geometries 2000
+	ASAN_OPTIONS=detect_leaks=0 build/sanitize/geometries 500
 	PYTHONPATH="build/sanitized:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
