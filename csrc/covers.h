@@ -107,20 +107,23 @@ class Covers {
         list[0] = {0, 0, 1.0};
         for (int a = 0; a < looped; ++a) {
             const Axis& axis = g->axis[a];
-            const int64_t outs = axis.transposed_count[i[a]];
-            unchanged = unchanged && axis.transposed_begin[i[a]] == begin[a] && outs == counts[a];
-            begin[a] = axis.transposed_begin[i[a]];
+            const int64_t outs = axis.transposed_count[i[a]], first = axis.transposed_begin[i[a]];
+            unchanged = unchanged && first == begin[a] && outs == counts[a];
+            begin[a] = first;
             counts[a] = outs;
-            for (int64_t k = count - 1; k >= 0; --k) {
-                const Cover before = list[k];
+            const auto under = [&](int64_t at, int64_t code, double divisor, Cover* to) {
                 for (int64_t j = outs - 1; j >= 0; --j) {
-                    const int64_t o = begin[a] + j * axis.transposed_step;
-                    list[k * outs + j] = {
-                        before.at * axis.outputs + o,
-                        before.code * axis.taps + tap_of(axis, i[a], o),
-                        axis.divisor ? before.divisor * axis.divisor[o] : before.divisor};
+                    const int64_t o = first + j * axis.transposed_step;
+                    to[j].at = at * axis.outputs + o;
+                    to[j].code = code * axis.taps + tap_of(axis, i[a], o);
+                    to[j].divisor = axis.divisor ? divisor * axis.divisor[o] : divisor;
                 }
-            }
+            };
+            if (a == 0)  // most often the only one
+                under(0, 0, 1.0, list);
+            else
+                for (int64_t k = count - 1; k >= 0; --k)
+                    under(list[k].at, list[k].code, list[k].divisor, list + k * outs);
             count *= outs;
         }
         return unchanged;

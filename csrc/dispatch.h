@@ -38,7 +38,6 @@ struct AxisSpec {
 class Plan {
   public:
     static constexpr int64_t kMaxPositions = int64_t{1} << 32;
-    static constexpr int64_t kNowhere = -(int64_t{1} << 62);
 
     Plan(std::string reduction, std::string dtype, std::string result, double exponent,
          double second, std::vector<AxisSpec> axes, ActivationSpec activation = {});

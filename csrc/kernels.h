@@ -7,6 +7,8 @@
 namespace poolkit {
 
 constexpr int kMaxAxes = 3;
+// Where the position code lies that ends a gradient: outside of every input.
+constexpr int64_t kNowhere = -(int64_t{1} << 62);
 
 // One axis of a window over an input. Output o sees begin[o] + t * step for t < count[o], all of
 // it inside the input.

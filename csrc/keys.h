@@ -52,8 +52,10 @@ POOLKIT_ONCE bool keys_mislead(const S* from, int64_t n) {
            any(least == broadcast<int16_t>(-0x8000));
 }
 
-// Inputs looked through at a time: they are read again at once, from the second level of the cache.
-constexpr int64_t kLookedThrough = 32 * 1024;
+// Bytes of inputs looked through at a time: they are read again at once, from the first level of
+// the cache, and what comes behind them arrives while they are pooled. Measured: 2x2, stride 2, one
+// thread, 4.3 ms by 32 KB and 2.9 by 2 KB, where the copy of the same bytes takes 2.4.
+constexpr int64_t kLookedThrough = 2 * 1024;
 
 template <class R, class S>
 void forward_by_keys(const Geometry& g, const Part& part) {

@@ -282,6 +282,22 @@ POOLKIT_INLINE Vec<A> broadcast(A value) {
     return value - Vec<A>{};  // x - 0 is x for every x, -0.0 and NaN too
 }
 
+// acc, which holds no -0.0, and what `from` adds to it in the lanes whose code is `meant`.
+template <class A, class S, class P>
+POOLKIT_INLINE Vec<A> add_where(Vec<A> acc, const P* codes, Code<A> meant, const S* from) {
+#if defined(__AVX512F__)
+    // Bytes compared are a mask at once. Measured: 3x3, stride 1, ns an input: 1.24 widened, 0.85
+    // so.
+    if constexpr (same<A, float> && same<P, uint8_t>) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)codes);
+        const __mmask16 mask = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(meant)));
+        return (Vec<A>)_mm512_mask_add_ps((__m512)acc, mask, (__m512)acc, (__m512)load<A>(from));
+    }
+#endif
+    const auto mask = load_codes<Code<A>>(codes) == broadcast<Code<A>>(meant);
+    return acc + (mask ? load<A>(from) : Vec<A>{});
+}
+
 // The first n elements (n < lanes), the rest as `fill`.
 template <class A, class S>
 POOLKIT_INLINE Vec<A> load_first(const S* from, int64_t n, Vec<A> fill) {

@@ -9,6 +9,7 @@ namespace {
 using poolkit::Axis;
 using poolkit::Geometry;
 using poolkit::kMaxAxes;
+using poolkit::kNowhere;
 using poolkit::Part;
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

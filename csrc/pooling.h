@@ -13,15 +13,25 @@ constexpr int64_t kColumns = 1024;
 // Channels-last windows of up to this many positions merge all their pixels at once.
 constexpr int64_t kDirectTaps = 16;
 constexpr int64_t kMaxDirectTaps = 4096;
-// v / by; by a power of two, multiplied with the reciprocal, which has the same bits.
+
+// Divides by one number; by a power of two as a product with its reciprocal, which has the same
+// bits.
 template <class A>
-POOLKIT_INLINE Vec<A> divided(Vec<A> v, double by) {
-    if (!is_float<A> || by == 1.0) return v;
-    const double reciprocal = 1.0 / by;
-    const bool exact = !(bit_cast<uint64_t>(by) << 12) && by >= 1.0 && by <= 0x1p20;
-    return exact ? v * broadcast<A>(static_cast<A>(reciprocal))
-                 : v / broadcast<A>(static_cast<A>(by));
-}
+struct Divider {
+    bool multiplies = true;
+    Vec<A> factor;
+
+    explicit Divider([[maybe_unused]] double by) : factor{} {
+        if constexpr (is_float<A>) {
+            multiplies = !(bit_cast<uint64_t>(by) << 12) && by >= 1.0 && by <= 0x1p20;
+            factor = broadcast<A>(static_cast<A>(multiplies ? 1.0 / by : by));
+        }
+    }
+    POOLKIT_INLINE Vec<A> operator()(Vec<A> v) const {
+        if constexpr (!is_float<A>) return v;
+        return multiplies ? v * factor : v / factor;
+    }
+};
 
 // A line of states becomes results: divided (one row's divisor, one for each column), finished,
 // narrowed.
@@ -44,12 +54,13 @@ POOLKIT_ONCE void finish_line(const A* state, int64_t n, double row, const doubl
     }
     const double divisor = columns ? row * columns[0] : row;
     if constexpr (!same<A, int64_t> && !same<R, SumPower>) {
+        const Divider<A> divided(divisor);
         for (; j + lanes<A> <= n; j += lanes<A>) {
             const Vec<A> v = load<A>(state + j);
             if constexpr (R::positions)
                 store<A>(out + j, v);
             else
-                store<A>(out + j, R::finish(divided<A>(v, divisor), p));
+                store<A>(out + j, R::finish(divided(v), p));
         }
     }
     if constexpr (same<R, SumPower> && same<A, float>) {
@@ -306,6 +317,12 @@ class Pooling {
         return g.axis[a].divisor ? g.axis[a].divisor[o] : 1.0;
     }
 
+    double divisor_of(const int64_t* o) const {
+        double product = 1.0;
+        for (int a = 0; a < g.axes; ++a) product *= divisor(a, o[a]);
+        return product;
+    }
+
     // The radix of what is behind axis a in a position code.
     int64_t radix(int a) const {
         int64_t product = 1;
@@ -408,11 +425,7 @@ class Pooling {
                     corner += (o[a] * axis.stride + axis.offset) * extent[a + 1];
                 }
                 if (last == 0) run = at_most<int64_t>(run, 1);
-                for (int64_t i = 0; i < run; ++i, at += inner, ++o[last]) {
-                    const OffsetLines<S> window{corner, offsets};
-                    pool_pixels(window, taps, o, false, out, at, part.positions);
-                    corner += g.axis[last].stride * extent[last + 1];
-                }
+                pool_run(corner, run, taps, o, out, at, part.positions);
                 pixel += run;
                 if (run > 0) continue;
                 bool clipped = false;
@@ -460,11 +473,28 @@ class Pooling {
         return count;
     }
 
+    // `run` windows side by side, the first of output o, none of them clipped.
+    POOLKIT_INLINE void pool_run(const S* corner, int64_t run, int64_t taps, int64_t* o, O* out,
+                                 int64_t at, void* positions) {
+        const Axis& axis = g.axis[last];
+        const int64_t apart = axis.stride * extent[last + 1];
+        if constexpr (in_lanes && !Positions) {
+            if (divides_alike(axis)) {
+                const Divider<A> divided(divisor_of(o));
+                for (int64_t i = 0; i < run; ++i, at += inner, corner += apart)
+                    across_to<R, A, true>(OffsetLines<S>{corner, offsets}, taps, inner, g.exponent,
+                                          put_to(out + at, inner, divided));
+                return;
+            }
+        }
+        for (int64_t i = 0; i < run; ++i, at += inner, corner += apart, ++o[last])
+            pool_pixels(OffsetLines<S>{corner, offsets}, taps, o, false, out, at, positions);
+    }
+
     template <class Window>
     POOLKIT_INLINE void pool_pixels(const Window& window, int64_t count, const int64_t* o,
                                     bool clipped, O* out, int64_t at, void* positions) {
-        double by = 1.0;
-        for (int a = 0; a < g.axes; ++a) by *= divisor(a, o[a]);
+        const double by = divisor_of(o);
         if constexpr (Positions) {
             A* to = state;
             if constexpr (same<A, O>) to = out + at;
@@ -473,7 +503,8 @@ class Pooling {
             store_codes(codes, inner, g.positions, at, positions);
             if constexpr (!same<A, O>) finish(state, inner, by, nullptr, out + at);
         } else if constexpr (in_lanes) {
-            across_to<R, A, true>(window, count, inner, g.exponent, put_to(out + at, inner, by));
+            across_to<R, A, true>(window, count, inner, g.exponent,
+                                  put_to(out + at, inner, Divider<A>(by)));
         } else {
             if constexpr (fixed_point) {
                 requantizer.use(by);
@@ -488,9 +519,9 @@ class Pooling {
 
     // Vectors of states become results; the lanes behind the last of n are not written. A row may
     // be written over the beginning of the next, which comes later.
-    auto put_to(O* to, int64_t n, double by) {
+    auto put_to(O* to, int64_t n, const Divider<A>& divided) {
         return [=, this](int64_t i, Vec<A> v) {
-            if constexpr (!R::positions) v = R::finish(divided<A>(v, by), g.exponent);
+            if constexpr (!R::positions) v = R::finish(divided(v), g.exponent);
             store_upto<A>(to, i, n, v);
         };
     }
@@ -823,10 +854,10 @@ class Pooling {
         if (row.regular && (row.taps <= kLongSpan || row.stride == 1)) {
             reduce_rows_by<Columns>(n, [&](int64_t r) {
                 O* to = at_once ? out + r * outputs : nullptr;
-                const double divides = by * columns * divisor(last - 1, o + r);
+                const Divider<A> divided(by * columns * divisor(last - 1, o + r));
                 return [=, this](int64_t i, Vec<A> v) {
                     if constexpr (in_lanes)
-                        if (to) return put_to(to, (n - r) * outputs, divides)(i, v);
+                        if (to) return put_to(to, (n - r) * outputs, divided)(i, v);
                     store<A>(states + r * stored + i, v);
                 };
             });

@@ -32,19 +32,21 @@ POOLKIT_INLINE void merge_wide(Wide<A>& a, const Wide<A>& b) {
     for (int i = 0; i < Wide<A>::parts; ++i) a.v[i] = R::merge(a.v[i], b.v[i]);
 }
 
+template <class R, class A, class S>
+POOLKIT_INLINE Wide<A> chain_wides(const S* from, int64_t wides, double p) {
+    Wide<A> acc = load_wide<R, A>(from, p);
+    for (int64_t i = 1; i < wides; ++i)
+        merge_wide<R>(acc, load_wide<R, A>(from + i * Wide<A>::width, p));
+    return acc;
+}
+
 // A chain of up to kChain wides, then a tree of chains.
 template <class R, class A, class S>
 POOLKIT_ONCE Wide<A> fold_wides(const S* from, int64_t wides, double p) {
-    constexpr int64_t width = Wide<A>::width;
-    if (wides <= kChain) {
-        Wide<A> acc = load_wide<R, A>(from, p);
-        for (int64_t i = 1; i < wides; ++i)
-            merge_wide<R>(acc, load_wide<R, A>(from + i * width, p));
-        return acc;
-    }
+    if (wides <= kChain) return chain_wides<R, A>(from, wides, p);
     const int64_t first = round_up(wides / 2, kChain);
     Wide<A> acc = fold_wides<R, A>(from, first, p);
-    merge_wide<R>(acc, fold_wides<R, A>(from + first * width, wides - first, p));
+    merge_wide<R>(acc, fold_wides<R, A>(from + first * Wide<A>::width, wides - first, p));
     return acc;
 }
 
@@ -54,7 +56,10 @@ POOLKIT_INLINE Vec<A> fold_to_lanes(const S* from, int64_t n, double p) {
     constexpr int64_t width = Wide<A>::width;
     const int64_t whole = n / width, rest = n % width;
     Wide<A> acc{};
-    if (whole > 0) acc = fold_wides<R, A>(from, whole, p);
+    if (whole > kChain)
+        acc = fold_wides<R, A>(from, whole, p);
+    else if (whole > 0)
+        acc = chain_wides<R, A>(from, whole, p);
     if (rest > 0) {
         const Vec<A> nothing = broadcast<A>(R::template identity<A>());
         const Vec<A> unlifted = broadcast<A>(blank<R, A>(p));

@@ -643,13 +643,23 @@ def test_growth_is_the_exponent() -> None:
     assert scaling.growth(linear, "eager") is None
 
 
-def test_a_wrong_sum_of_many_elements_is_noticed() -> None:
-    x = torch.rand(1, 200, 2, 2)
-    right = torch.nn.functional.avg_pool2d(x, 2)
-    scaling._check(x, right, torch.nn.functional.avg_pool2d)
-    right[0, -1] += 1
-    with pytest.raises(AssertionError):
-        scaling._check(x, right, torch.nn.functional.avg_pool2d)
+def test_a_wrong_sum_of_many_elements_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_at_the_end(x: torch.Tensor, kernel_size: int) -> torch.Tensor:
+        out = torch.nn.functional.avg_pool2d(x, kernel_size)
+        out[:, -1] += 1
+        return out
+
+    assert not scaling_run().wrong()
+    monkeypatch.setattr("poolkit.avg_pool2d", wrong_at_the_end)
+    found = scaling.measure((200,), (1,), BRISK, Calibrator(), lambda what: None)
+    (point,) = found.points
+    assert set(point.wrong) == {"avg"}
+    assert set(point.ms) == {"max", "eager", "copy"}
+    run = report.ScalingRun("poolkit bench --scaling", MACHINE, calibrated(5.0, 5.0), BRISK, found)
+    assert run.wrong()
+    (section,) = run.sections()
+    assert "WRONG" in section.rows[0]
+    assert "WRONG: poolkit avg 2x2s2 of 2.048e+05 elements" in section.lines[-1]
 
 
 # -- the report --

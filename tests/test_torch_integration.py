@@ -291,6 +291,86 @@ def test_tiny_tensors_are_left_to_aten(name: str, requires_grad: bool) -> None:
         assert seen.namespaces | {"aten"} == namespaces
 
 
+@pytest.mark.filterwarnings("ignore")  # of the tracer, which is on its way out
+def test_whoever_watches_is_shown_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes, tracers and profilers; where nobody watches it is not called, with the same result."""
+    x = torch.randn(2, 8, 64, 64)
+    right = torch.nn.functional.max_pool2d(x, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.testing.assert_close(poolkit.max_pool2d(x, 2), right)
+    assert "poolkit::pool" in {event.key for event in profile.key_averages()}
+    traced = torch.jit.trace(lambda x: poolkit.max_pool2d(x, 2), (x,))
+    assert "poolkit::pool" in str(traced.graph)
+    torch.testing.assert_close(torch.func.vmap(lambda x: poolkit.max_pool2d(x, 2))(x), right)
+    negative = torch.complex(x, x).conj().imag
+    assert negative.is_neg()
+    torch.testing.assert_close(poolkit.min_pool2d(negative, 2), -right)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the operator was called")
+
+    monkeypatch.setattr(dispatch.torch.ops.poolkit.pool, "default", refuse)
+    torch.testing.assert_close(poolkit.max_pool2d(x, 2), right)
+    for grad in (torch.no_grad(), torch.inference_mode()):
+        with grad:
+            pooled = poolkit.max_pool2d(x, 2)
+        torch.testing.assert_close(pooled, right)
+        assert pooled.is_inference() == isinstance(grad, torch.inference_mode)
+
+
+def test_a_kept_kernel_is_kept_for_exactly_its_arguments() -> None:
+    """Of two calls whose arguments are equal in Python one may be refused, or pool differently."""
+    x = torch.randn(2, 8, 40, 40)
+    accepted = [
+        lambda: poolkit.max_pool2d(x, 1, 1, 0, 1, True),
+        lambda: poolkit.avg_pool2d(x, 3, 2, 1, True, True),
+        lambda: poolkit.max_pool2d(x, (1, 1), 1),
+        lambda: poolkit.adaptive_avg_pool2d(x, (1, 2)),
+    ]
+    refused = [
+        lambda: poolkit.max_pool2d(x, True, 1, 0, 1, True),
+        lambda: poolkit.max_pool2d(x, 1.0, 1, 0, 1, True),
+        lambda: poolkit.max_pool2d(x, (1, True), 1),
+        lambda: poolkit.adaptive_avg_pool2d(x, (True, 2)),
+        lambda: poolkit.max_pool2d(x, 3, 1, 2),
+        lambda: poolkit.max_pool2d(x, 41),
+        lambda: poolkit.max_pool2d(x[0, 0], 2),
+    ]
+    for _ in range(2):
+        for call in accepted:
+            call()
+        for call in refused:
+            with pytest.raises(poolkit.PoolError):
+                call()
+    for pad in (True, False):
+        right = torch.nn.functional.avg_pool2d(x, 3, 2, 1, True, pad)
+        torch.testing.assert_close(poolkit.avg_pool2d(x, 3, 2, 1, True, pad), right)
+    for dtype in (torch.int8, torch.int32, torch.bool, torch.float64, torch.bfloat16):
+        found = poolkit.max_pool2d((8 * x).to(dtype), 2)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, poolkit.pool((8 * x).to(dtype), "Sliding(2)", "max"))
+
+
+def test_a_kept_kernel_is_not_used_where_more_is_asked() -> None:
+    x = torch.randn(2, 8, 40, 40)
+    plain = poolkit.max_pool2d(x, 2)
+    leaf = x.clone().requires_grad_()
+    assert poolkit.max_pool2d(leaf, 2).requires_grad
+    with torch.no_grad():
+        assert not poolkit.max_pool2d(leaf, 2).requires_grad
+    behind = x.contiguous(memory_format=torch.channels_last)
+    assert poolkit.max_pool2d(behind, 2).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(poolkit.max_pool2d(behind, 2), plain)
+    torch.testing.assert_close(poolkit.max_pool2d(x.transpose(2, 3), 2), plain.transpose(2, 3))
+    for shape in ((4, 1, 40, 40), (2, 4096, 1, 1)):
+        for form in FORMATS:
+            like = torch.randn(shape).to(memory_format=form)
+            strides = torch.nn.functional.max_pool2d(like, 1).stride()
+            assert poolkit.max_pool2d(like, 1).stride() == strides
+    tangent = torch.func.jvp(lambda x: poolkit.max_pool2d(x, 2), (x,), (x,))[1]
+    torch.testing.assert_close(tangent, plain)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_tiny_tensors_are_not_looked_at_while_compiling(name: str) -> None:
     """Else aten's operators would be in the graph, and their size among its guards."""
@@ -538,7 +618,7 @@ def test_explain_says_what_runs() -> None:
     assert mixed.path == "mixed"
     assert mixed.why == (
         "Adaptive((None, 2)) goes native, as Mean() of float32 has a kernel; "
-        "Adaptive(1) goes aten, as under 4194304 elements the overhead of a call decides"
+        "Adaptive(1) goes aten, as under 1048576 elements the overhead of a call decides"
     )
     assert poolkit.explain(small, poolkit.Pyramid((2, 1)), "mean").path == "aten"
     assert poolkit.explain(large, poolkit.Pyramid((2, 1)), "max").position_bytes == 2

@@ -84,7 +84,7 @@ def sliding(
 ) -> Window:
     """The window of these arguments. The input and reduction are for messages."""
     try:
-        return made_once(_new_sliding, ndim, kernel_size, stride, padding, dilation, ceil_mode)
+        return made_once(new_sliding, ndim, kernel_size, stride, padding, dilation, ceil_mode)
     except PoolError as error:
         asked = f"kernel_size={kernel_size}, stride={stride}, padding={padding}"
         if not (type(dilation) is int and dilation == 1):
@@ -124,7 +124,7 @@ def are_exact(*values: Any) -> bool:
     return True
 
 
-def _new_sliding(
+def new_sliding(
     ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> Sliding:
     window = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
@@ -688,13 +688,13 @@ def lp_pool3d(
 def adaptive(input: Array, reduction: Reduction, ndim: int, output_size: Any) -> Window:
     """The window of these arguments. The input and reduction are for messages."""
     try:
-        return made_once(_new_adaptive, ndim, output_size)
+        return made_once(new_adaptive, ndim, output_size)
     except PoolError as error:
         asked = f"Adaptive({output_size})"
         raise error.pooling(input, asked, reduction) from None
 
 
-def _new_adaptive(ndim: int, output_size: Any) -> Adaptive:
+def new_adaptive(ndim: int, output_size: Any) -> Adaptive:
     window = Adaptive(output_size)
     if window.ndim == 1:
         window = Adaptive(window.output_size * ndim)

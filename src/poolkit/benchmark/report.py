@@ -269,6 +269,9 @@ class ScalingRun(Run):
     def threads(self) -> list[int]:
         return sorted({point.threads for point in self.scaling.points})
 
+    def wrong(self) -> bool:
+        return any(point.wrong for point in self.scaling.points)
+
     def summary(self) -> list[str]:
         return []
 
@@ -289,6 +292,7 @@ class ScalingRun(Run):
                     "threads": point.threads,
                     "ms": {series: _quartiles_json(ms) for series, ms in point.ms.items()},
                     "ns_per_element": {s: _rounded(point.ns_per_element(s)) for s in point.ms},
+                    "wrong": point.wrong,
                 }
                 for point in points
             ],

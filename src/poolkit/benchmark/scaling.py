@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,11 +42,13 @@ SERIES = {
 
 @dataclass(frozen=True)
 class Point:
-    """Milliseconds a call of each of `SERIES` on float32 inputs of one size."""
+    """Milliseconds a call of each of `SERIES` on float32 inputs of one size; of what gave a wrong
+    answer, none, but what is wrong with it."""
 
     elements: int
     threads: int
     ms: dict[str, Quartiles]
+    wrong: dict[str, str] = field(default_factory=dict)
 
     def ns_per_element(self, series: str) -> float:
         return 1e6 * self.ms[series].median / self.elements
@@ -82,7 +84,7 @@ def measure(
                 tell(what)
                 calibrator.probe(what)
                 torch.set_num_threads(number)
-                points.append(Point(elements, number, _times(x, schedule)))
+                points.append(_point(x, number, schedule))
             del x  # before the next one, three times as large, is made
     finally:
         torch.set_num_threads(before)
@@ -90,7 +92,7 @@ def measure(
 
 
 @torch.inference_mode()
-def _times(x: Tensor, schedule: Schedule) -> dict[str, Quartiles]:
+def _point(x: Tensor, threads: int, schedule: Schedule) -> Point:
     moved = x.numel() + x.numel() // 4
     source, target = x.view(-1)[: moved // 2], torch.zeros(moved // 2)
     calls: dict[str, Callable[[], Tensor]] = {
@@ -100,19 +102,27 @@ def _times(x: Tensor, schedule: Schedule) -> dict[str, Quartiles]:
     }
     if x.numel() <= EAGER_MOST:
         calls["eager"] = lambda: F.max_pool2d(x, 2)
-    _check(x, calls["max"](), F.max_pool2d)
-    _check(x, calls["avg"](), F.avg_pool2d)
+    wrong = {}
+    for name, right in (("max", F.max_pool2d), ("avg", F.avg_pool2d)):
+        if found := _mistake(x, calls[name](), right):
+            wrong[name] = found
+            del calls[name]
     timed = interleave(list(calls.values()), schedule)
-    return {
+    ms = {
         name: Quartiles.of([1e3 * seconds for seconds in samples.seconds])
         for name, samples in zip(calls, timed, strict=True)
     }
+    return Point(x.numel(), threads, ms, wrong)
 
 
-def _check(x: Tensor, got: Tensor, torch_function: Callable[[Tensor, int], Tensor]) -> None:
-    """The planes at both ends against torch's: an offset that overflowed would show there."""
+def _mistake(x: Tensor, got: Tensor, torch_function: Callable[[Tensor, int], Tensor]) -> str | None:
+    """What is wrong with the planes at either end: an offset that overflowed would show there."""
     for part in (slice(0, 64), slice(-64, None)):
-        torch.testing.assert_close(got[:, part], torch_function(x[:, part], 2))
+        try:
+            torch.testing.assert_close(got[:, part], torch_function(x[:, part], 2))
+        except AssertionError as error:
+            return str(error).partition("\n")[0]
+    return None
 
 
 def growth(points: Sequence[Point], series: str) -> float | None:

@@ -188,7 +188,8 @@ def scaling_section(found: Scaling, threads: int) -> Section:
         cells = [f"{point.elements:.4g}"]
         for series in SERIES:
             timed = series in point.ms
-            cells += [time_cell(point.ms[series]) if timed else ""]
+            missing = "WRONG" if series in point.wrong else ""
+            cells += [time_cell(point.ms[series]) if timed else missing]
             cells += [three_digits(point.ns_per_element(series)) if timed else ""]
         rows.append(cells)
     exponents = [
@@ -197,6 +198,11 @@ def scaling_section(found: Scaling, threads: int) -> Section:
         if (exponent := growth(points, series)) is not None
     ]
     lines = [f"Over the last two decades {', '.join(exponents)}; 1 is linear."] if exponents else []
+    lines += [
+        f"WRONG: {SERIES[series]} of {point.elements:.4g} elements: {mistake}"
+        for point in points
+        for series, mistake in point.wrong.items()
+    ]
     if found.left_out:
         sizes = ", ".join(f"{size:.4g}" for size in found.left_out)
         lines.append(f"Left out for want of memory: {sizes} elements.")

@@ -60,9 +60,9 @@ __all__ = [
 # limit holds for training. In one and two dimensions only: in three, autocast makes aten's result
 # float32. A mean of so few elements has aten's bits, which may differ from ours in the last place.
 TINY = 4096
-# Aten's global mean is a plain sum, and quicker than ours up to so many times as many elements:
-# 17 against 28 us for (1, 2048, 7, 7), and 207 against 282 for 32 of them, on two threads.
-TINY_GLOBAL = 1024
+# Aten's global mean costs less to call, up to so many times as many elements: on two threads 14
+# against 25 us for (1, 2048, 7, 7), 63 against 60 for 8 of them, and 208 against 170 for 32.
+TINY_GLOBAL = 256
 
 
 # --- what does not depend on the tensor --------------------------------------------------------
@@ -259,20 +259,67 @@ def _is_tiny(x: Tensor, call: Call) -> bool:
     return x.dtype in _FLOATS
 
 
-# The shortest ways to pool a tiny tensor, without a window or a check of ours; they return None
-# where aten does not do the same, or refuses: the usual way has better messages. Aten would take
-# True for 1 within a tuple. An exporter's tensors are no plain ones, so that only Dynamo has to be
-# asked for. Written out, and with a fixed number of arguments, as the time is that of Python: to
-# look at the type, the size and the dtype takes 0.25 us, an eighth of what aten's mean takes, and
-# another call, or a tuple of arguments, 0.05 to 0.1.
+# --- the shortest ways ---------------------------------------------------------------------------
+
+# They return None for all that they leave to the usual way, which has the messages too. Tiny
+# tensors go to aten, where it does the same: it would take True for 1 within a tuple. Other tensors
+# that lie plainly in memory go to the kernel that is kept for just these arguments, in 4 us instead
+# of 12. Written out, and with a fixed number of arguments, as the time is that of Python: to look
+# at the type, the size and the dtype takes 0.25 us, an eighth of what aten's mean takes, and
+# another call, or a tuple of arguments, 0.05 to 0.1. An exporter's tensors are no plain ones, so
+# that only Dynamo has to be asked for.
 
 
-def _sliding_shortcut(pool: Callable[..., Tensor], halves: bool) -> Callable[..., Tensor | None]:
-    """By aten's `pool`, which takes two more arguments behind those of a window.
+class Ready(NamedTuple):
+    """A native call for one shape, dtype and set of arguments: of the result's shape, over `outer`
+    planes."""
+
+    forward: Callable[..., None]
+    shape: tuple[int, ...]
+    outer: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = x.new_empty(self.shape)
+        self.forward(x.data_ptr(), out.data_ptr(), 0, self.outer, 1, torch.get_num_threads())
+        return out
+
+
+def _ready(
+    window: Window, reduction: Reduction, axes: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Ready | None:
+    """None where more than a kernel is needed, or where strides say how the channels lie."""
+    *lead, channels = shape[: len(shape) - axes]
+    spatial = shape[len(shape) - axes :]
+    if len(lead) > 1 or channels == 1 or spatial == (1,) * axes or dtype is torch.int64:
+        return None
+    plan = ops.plan_of(repr(window), repr(reduction), spatial, dtype)
+    if plan.native is None or plan.result != ops.NAMES[dtype]:
+        return None
+    outer = channels * (lead[0] if lead else 1)
+    return Ready(plan.native.forward, (*lead, channels, *plan.output), outer)
+
+
+def _takes_ready(x: Tensor) -> bool:
+    return x.is_contiguous() and _is_unwatched(x) and _runs_native(x) and not _differentiates(x)
+
+
+def _sliding_shortcut(
+    pool: Callable[..., Tensor],
+    axes: int,
+    make: Callable[..., tuple[Window, Reduction]],
+    halves: bool,
+) -> Callable[..., Tensor | None]:
+    """By aten's `pool`, or the kernel of what `make` makes of the same arguments: those of a window
+    and two more.
 
     Args:
         halves: whether aten does the same for half types, as long as no gradient is asked for.
     """
+
+    @lru_cache(maxsize=1024, typed=True)
+    def ready(*arguments: Any) -> Ready | None:
+        *given, shape, dtype = arguments
+        return _ready(*make(*given), axes, shape, dtype)
 
     def pooled(
         x: Any, kernel_size: Any, stride: Any, padding: Any, fourth: Any, fifth: Any
@@ -281,8 +328,6 @@ def _sliding_shortcut(pool: Callable[..., Tensor], halves: bool) -> Callable[...
             if (
                 type(x) is Tensor
                 and not is_dynamo_compiling()
-                and 0 < x.numel() < TINY
-                and (x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad))
                 and (
                     (
                         type(kernel_size) is type(padding) is int
@@ -291,7 +336,17 @@ def _sliding_shortcut(pool: Callable[..., Tensor], halves: bool) -> Callable[...
                     or functional.are_exact(kernel_size, stride, padding)
                 )
             ):
-                return pool(x, kernel_size, stride, padding, fourth, fifth)
+                if x.numel() >= TINY:
+                    if _takes_ready(x):
+                        at_once = ready(
+                            kernel_size, stride, padding, fourth, fifth, x.shape, x.dtype
+                        )
+                        if at_once is not None:
+                            return at_once(x)
+                elif x.numel() > 0 and (
+                    x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad)
+                ):
+                    return pool(x, kernel_size, stride, padding, fourth, fifth)
         except Exception:
             pass
         return None
@@ -300,30 +355,39 @@ def _sliding_shortcut(pool: Callable[..., Tensor], halves: bool) -> Callable[...
 
 
 def _adaptive_shortcut(
-    pool: Callable[..., Tensor], axes: int, halves: bool, one: int = 1
+    pool: Callable[..., Tensor], axes: int, reduction: Reduction, halves: bool, one: int = 1
 ) -> Callable[..., Tensor | None]:
     """The same for a number of bins.
 
     Args:
-        axes: that are pooled: aten's mean in a single bin takes tensors of any rank.
         one: times TINY, the elements below which aten is the quicker for a single bin.
     """
+
+    @lru_cache(maxsize=1024, typed=True)
+    def ready(output_size: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Ready | None:
+        return _ready(functional.new_adaptive(axes, output_size), reduction, axes, shape, dtype)
 
     def pooled(x: Any, output_size: Any) -> Tensor | None:
         try:
             if (
                 type(x) is Tensor
                 and not is_dynamo_compiling()
-                and axes + 1 <= x.ndim <= axes + 2
+                and axes + 1 <= x.ndim <= axes + 2  # aten's mean in one bin takes any rank
                 and (
                     output_size > 0
                     if type(output_size) is int
                     else functional.are_exact(output_size) and 0 not in output_size
                 )
-                and 0 < x.numel() < (one * TINY if output_size == 1 else TINY)
-                and (x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad))
             ):
-                return pool(x, output_size)
+                if x.numel() >= (one * TINY if output_size == 1 else TINY):
+                    if _takes_ready(x):
+                        at_once = ready(output_size, x.shape, x.dtype)
+                        if at_once is not None:
+                            return at_once(x)
+                elif x.numel() > 0 and (
+                    x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad)
+                ):
+                    return pool(x, output_size)
         except Exception:
             pass
         return None
@@ -331,14 +395,32 @@ def _adaptive_shortcut(
     return pooled
 
 
+def _max(axes: int) -> Callable[..., tuple[Window, Reduction]]:
+    return lambda *window: (functional.new_sliding(axes, *window), Max())
+
+
+def _mean(axes: int) -> Callable[..., tuple[Window, Reduction]]:
+    def make(
+        kernel_size: Any, stride: Any, padding: Any, ceil_mode: Any, count_include_pad: Any
+    ) -> tuple[Window, Reduction]:
+        window = functional.new_sliding(axes, kernel_size, stride, padding, 1, ceil_mode)
+        return window, Mean(count_include_pad=count_include_pad)
+
+    return make
+
+
 functional.shortcuts = functional.Shortcuts(
-    max_pool1d=_sliding_shortcut(_MAX[1], halves=True),
-    max_pool2d=_sliding_shortcut(_MAX[2], halves=True),
-    avg_pool1d=_sliding_shortcut(_MEAN[1], halves=False),
-    avg_pool2d=_sliding_shortcut(_MEAN[2], halves=False),
-    adaptive_max_pool2d=_adaptive_shortcut(_ADAPTIVE_MAX[2], 2, halves=True),
-    adaptive_avg_pool1d=_adaptive_shortcut(_ADAPTIVE_MEAN[1], 1, halves=False, one=TINY_GLOBAL),
-    adaptive_avg_pool2d=_adaptive_shortcut(_ADAPTIVE_MEAN[2], 2, halves=False, one=TINY_GLOBAL),
+    max_pool1d=_sliding_shortcut(_MAX[1], 1, _max(1), halves=True),
+    max_pool2d=_sliding_shortcut(_MAX[2], 2, _max(2), halves=True),
+    avg_pool1d=_sliding_shortcut(_MEAN[1], 1, _mean(1), halves=False),
+    avg_pool2d=_sliding_shortcut(_MEAN[2], 2, _mean(2), halves=False),
+    adaptive_max_pool2d=_adaptive_shortcut(_ADAPTIVE_MAX[2], 2, Max(), halves=True),
+    adaptive_avg_pool1d=_adaptive_shortcut(
+        _ADAPTIVE_MEAN[1], 1, Mean(), halves=False, one=TINY_GLOBAL
+    ),
+    adaptive_avg_pool2d=_adaptive_shortcut(
+        _ADAPTIVE_MEAN[2], 2, Mean(), halves=False, one=TINY_GLOBAL
+    ),
 )
 
 
@@ -464,17 +546,35 @@ def _pool(x: Tensor, call: Call) -> Tensor:
             return apply(WholePool, x, seen, reduced, axes)
     elif _differentiates(x):
         return apply(SumPool, x, seen, reduced, axes)
-    return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
+    return _run(x, call)
+
+
+def _run(x: Tensor, call: Call) -> Tensor:
+    """The operator; its kernel alone where nobody would see the operator: 8 us instead of 11."""
+    run = ops.pool_on_cpu if _is_unwatched(x) else torch.ops.poolkit.pool.default
+    return run(x, call.seen, call.reduced, call.axes)
+
+
+def _is_unwatched(x: Tensor) -> bool:
+    """Whether x is a tensor of this machine's memory, and neither a compiler nor a tracer, a mode,
+    a transform or a profiler is about that must be shown an operator."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and not is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.autograd._profiler_enabled()
+        and not x.is_neg()
+    )
 
 
 def chain(x: Tensor, window: Window, levels: int) -> Tensor:
     """See `poolkit.sppf`. One pass where nothing is traced or differentiated; else, and where
     channels lie behind, each level is a call."""
     check_tensor(x)
-    # What is traced, or seen by a mode, is made of operators that torch knows.
-    traced = is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-    plain = type(x) is Tensor and not traced and not x.is_neg()
-    if plain and _runs_native(x) and not _is_opaque(x) and not _is_transformed():
+    if _is_unwatched(x) and _runs_native(x):
         plan = ops.plan_of(repr(window), "Max()", x.shape[-2:], x.dtype)
         if plan.native is not None and x.is_contiguous() and not _differentiates(x):
             *images, channels, height, width = x.shape
@@ -501,7 +601,7 @@ def _activated(x: Tensor, call: Call) -> Tensor:
     inner, seen, reduced, axes = reduction.reduction, call.seen, call.reduced, call.axes
     kind = call.kind_within
     if not _differentiates(x):
-        return torch.ops.poolkit.pool.default(x, seen, reduced, axes)
+        return _run(x, call)
     if kind == "sum":
         return apply(ActivatedSumPool, x, seen, reduced, inner, reduction.activation, axes)
     if kind != "pick" or _may_lack_positions(x, call):

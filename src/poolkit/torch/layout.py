@@ -87,7 +87,8 @@ def empty_like_layout(
     """An uninitialised tensor with x's axes in front, `spatial`, and the given layout."""
     lead = x.shape[: x.ndim - ndim]
     if not behind:
-        return x.new_empty((*lead, *spatial), dtype=dtype)
+        shape = (*lead, *spatial)
+        return x.new_empty(shape) if dtype is x.dtype else x.new_empty(shape, dtype=dtype)
     if has_format(x, ndim):
         return torch.empty(
             (*lead, *spatial), dtype=dtype, device=x.device, memory_format=_FORMATS[ndim]

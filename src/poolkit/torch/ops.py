@@ -45,7 +45,7 @@ from ..reductions import Activated, Reduction, as_reduction
 from ..windows import Window, as_window
 from .layout import as_laid_out, empty_like_layout, has_format, laid_out_like
 
-__all__ = ["NAMES", "has_format", "laid_out_like", "plan_of", "to_front"]
+__all__ = ["NAMES", "has_format", "laid_out_like", "plan_of", "pool_on_cpu", "to_front"]
 
 # Text is read while a compiler traces, not by the compiled program.
 torch.compiler.assume_constant_result(parts_of)
@@ -95,7 +95,7 @@ def _codes_dtype(plan: Plan) -> torch.dtype:
 
 
 @torch.library.impl(_library, "pool", "CPU")
-def _pool(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+def pool_on_cpu(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
     if plan.native is None:
         return _pool_composite(x, window, reduction, ndim)
