@@ -351,6 +351,7 @@ def test_a_kept_kernel_is_kept_for_exactly_its_arguments() -> None:
         torch.testing.assert_close(found, poolkit.pool((8 * x).to(dtype), "Sliding(2)", "max"))
 
 
+@forward_mode
 def test_a_kept_kernel_is_not_used_where_more_is_asked() -> None:
     x = torch.randn(2, 8, 40, 40)
     plain = poolkit.max_pool2d(x, 2)
