@@ -42,7 +42,7 @@ from .reductions import (
     Sum,
     TopK,
 )
-from .windows import Adaptive, Global, Pyramid, ReceptiveField, Sliding, Window
+from .windows import Adaptive, Global, Pyramid, ReceptiveField, Segments, Sliding, Window
 
 if TYPE_CHECKING:
     from . import nn
@@ -75,6 +75,7 @@ __all__ = [
     "ReLU",
     "ReceptiveField",
     "Reduction",
+    "Segments",
     "SiLU",
     "Sigmoid",
     "Sliding",

@@ -26,7 +26,7 @@ from .reductions import (
     as_reduction,
     inner_of,
 )
-from .windows import Window, as_window
+from .windows import Segments, Window, as_window
 
 __all__ = [
     "Explanation",
@@ -91,6 +91,8 @@ def pool(
         runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
+        if isinstance(window, Segments):
+            return _pool_segments(x, window, reduction, ndim, channels_last)
         spatial_axes = axes_of(x, window, ndim, channels_last)
         return runner.pool(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
@@ -130,10 +132,33 @@ def pool_with_indices(
             raise PoolTypeError("only Max and Min have positions", "Use pool() instead")
         if window.joined:
             raise PoolTypeError("the grids of a pyramid have no common positions", "Use one grid")
+        _refuse_segments(window)
         spatial_axes = axes_of(x, window, ndim, channels_last)
         return runner.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
         raise error.pooling(x, window, reduction) from None
+
+
+def _pool_segments(
+    x: Array, segments: Segments, reduction: Reduction, ndim: int | None, channels_last: bool
+) -> Array:
+    from .ragged import pool_segments
+
+    if ndim not in (None, 1) or channels_last:
+        raise PoolTypeError(
+            "segments are of rows, and what is behind them are features",
+            "Drop ndim and channels_last",
+        )
+    if getattr(x, "ndim", None) is None:
+        check_array(x)
+    return pool_segments(x, segments, reduction)
+
+
+def _refuse_segments(window: Window) -> None:
+    if isinstance(window, Segments):
+        raise PoolTypeError(
+            "segments are no grid, whose positions or path could be told", "Use pool()"
+        )
 
 
 class _Numpy:
@@ -380,6 +405,7 @@ def explain(
     try:
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
+        _refuse_segments(window)
         axes = axes_of(x, window, ndim, channels_last)
         if not is_torch_tensor(x):
             _check_numpy(x)

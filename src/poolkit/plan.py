@@ -17,7 +17,7 @@ from .kernels import NativeKernel, native_kernel
 from .reductions import Reduction, Sum, inner_of
 from .windows import Spans, Window
 
-__all__ = ["Plan", "plan_for"]
+__all__ = ["Plan", "plan_for", "plan_of_spans"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,20 @@ def plan_for(window: Window, reduction: Reduction, shape: tuple[int, ...], dtype
     Raises:
         PoolError: if the window does not fit the shape, or the reduction the dtype.
     """
+    return plan_of_spans(window, reduction, window.axes(shape), shape, dtype_name)
+
+
+def plan_of_spans(
+    window: Window,
+    reduction: Reduction,
+    axes: tuple[Spans, ...],
+    shape: tuple[int, ...],
+    dtype_name: str,
+) -> Plan:
+    """The plan of a window whose spans over this shape are known already; it is not kept."""
     dtype = DTYPES[dtype_name]
     if reduction.result_dtype(dtype) == "bool" and dtype.kind != "bool":
         raise PoolTypeError(f"{reduction} of {dtype.name} has no meaning")
-    axes = window.axes(shape)
     result = reduction.result_dtype(dtype)
     native = native_kernel(reduction, axes, dtype, result)
     if native is not None:

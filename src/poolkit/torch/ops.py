@@ -45,7 +45,15 @@ from ..reductions import Activated, Reduction, as_reduction
 from ..windows import Window, as_window
 from .layout import as_laid_out, empty_like_layout, has_format, laid_out_like
 
-__all__ = ["NAMES", "has_format", "laid_out_like", "plan_of", "pool_on_cpu", "to_front"]
+__all__ = [
+    "NAMES",
+    "codes_dtype",
+    "has_format",
+    "laid_out_like",
+    "plan_of",
+    "pool_on_cpu",
+    "to_front",
+]
 
 # Text is read while a compiler traces, not by the compiled program.
 torch.compiler.assume_constant_result(parts_of)
@@ -90,7 +98,7 @@ def _native(plan: Plan) -> Any:
     return plan.native
 
 
-def _codes_dtype(plan: Plan) -> torch.dtype:
+def codes_dtype(plan: Plan) -> torch.dtype:
     return (torch.uint8, torch.uint16, torch.uint32)[_native(plan).position_bytes // 2]
 
 
@@ -166,7 +174,7 @@ def _with_codes(plan: Plan, forward: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     ndim = len(plan.shape)
     x, (outer, inner, behind) = as_laid_out(x, ndim)
     out = empty_like_layout(x, ndim, plan.output, _DTYPES[plan.result], behind)
-    codes = empty_like_layout(x, ndim, plan.output, _codes_dtype(plan), behind)
+    codes = empty_like_layout(x, ndim, plan.output, codes_dtype(plan), behind)
     forward(x.data_ptr(), out.data_ptr(), codes.data_ptr(), outer, inner, torch.get_num_threads())
     return out, codes
 

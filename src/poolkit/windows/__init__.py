@@ -2,6 +2,7 @@
 
 from .adaptive import Adaptive, Global, Pyramid
 from .base import WINDOWS, ReceptiveField, Spans, Window, as_window
+from .segments import Segments
 from .sliding import Sliding
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Global",
     "Pyramid",
     "ReceptiveField",
+    "Segments",
     "Sliding",
     "Spans",
     "Window",
