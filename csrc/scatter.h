@@ -227,7 +227,8 @@ class Scattering {
         for (; i < n && i + width <= readable; i += width)
             store<A>(values + i, load<A>(grad + o0 + i));
         for (; i < n; ++i) values[i] = static_cast<A>(widen(grad[o0 + i]));
-        // The taps of a window clipped in front are counted from its first inside.
+        // The taps of a window clipped in front are counted from its first inside. A code that ends
+        // a gradient may wrap, to one of the skipped taps, which lie in front of all inputs.
         for (int64_t o = o0; o < at_most(axis.full_begin, o1); ++o) {
             const int64_t skipped = (axis.begin[o] - o * axis.stride - axis.offset) / axis.step;
             to[o - o0] =

@@ -318,6 +318,75 @@ def test_whoever_watches_is_shown_the_operator(monkeypatch: pytest.MonkeyPatch) 
         assert pooled.is_inference() == isinstance(grad, torch.inference_mode)
 
 
+class Functions(torch.overrides.TorchFunctionMode):
+    """The functions and operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+WATCHED: dict[str, Callable[..., Any]] = {
+    "shortest way": lambda x: poolkit.max_pool2d(x, 2),
+    "pool": lambda x: poolkit.pool(x, "Sliding(2)", "Lp(2)"),
+    "chain": lambda x: poolkit.sppf(x, 3),
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_tensors_that_only_look_plain(name: str) -> None:
+    """Zeros without memory, and wrapped ones: their type is Tensor, and they say `is_cpu`."""
+    call = WATCHED[name]
+    x = torch.randn(2, 8, 64, 64)
+    right = call(x)
+    nothing = torch._efficientzerotensor(x.shape)
+    torch.testing.assert_close(call(nothing), torch.zeros_like(right))
+    torch.testing.assert_close(call(torch._neg_view(-x)), right)
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        wrapped = call(torch._to_functional_tensor(x))
+    finally:
+        torch._disable_functionalization()
+    torch.testing.assert_close(torch._from_functional_tensor(wrapped), right)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: call(x) + 0, pre_dispatch=True)(x)
+    torch.testing.assert_close(graph(2 * x), call(2 * x))
+    with Functions() as seen:
+        call(x)
+    assert any("poolkit.pool" in each for each in seen.names)
+
+
+def test_gradients_in_batches_through_a_backward_that_pools() -> None:
+    class Up(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return torch.nn.functional.interpolate(x, scale_factor=2)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return 4 * poolkit.avg_pool2d(grad, 2)
+
+    leaf = torch.randn(2, 8, 24, 24, requires_grad=True)
+    out = Up.apply(leaf)
+    weights = torch.randn(3, *out.shape)
+    batched = torch.autograd.grad(out, leaf, weights, is_grads_batched=True, retain_graph=True)[0]
+    one_by_one = [torch.autograd.grad(out, leaf, w, retain_graph=True)[0] for w in weights]
+    torch.testing.assert_close(batched, torch.stack(one_by_one))
+
+
+def test_a_global_mean_is_atens_however_it_is_spelt() -> None:
+    x = torch.randn(1, 64, 30, 30)
+    right = torch.nn.functional.adaptive_avg_pool2d(x, 1)
+    for bins in (1, (1,), (1, 1)):
+        assert torch.equal(poolkit.adaptive_avg_pool2d(x, bins), right)
+    assert torch.equal(poolkit.nn.AdaptiveAvgPool2d((1, 1))(x), right)
+
+
 def test_a_kept_kernel_is_kept_for_exactly_its_arguments() -> None:
     """Of two calls whose arguments are equal in Python one may be refused, or pool differently."""
     x = torch.randn(2, 8, 40, 40)

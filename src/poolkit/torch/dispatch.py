@@ -47,6 +47,7 @@ __all__ = [
     "chain",
     "check_tensor",
     "in_format",
+    "is_plain",
     "num_threads",
     "pool",
     "pool_with_indices",
@@ -300,7 +301,7 @@ def _ready(
 
 
 def _takes_ready(x: Tensor) -> bool:
-    return x.is_contiguous() and _is_unwatched(x) and _runs_native(x) and not _differentiates(x)
+    return _is_unwatched(x) and x.is_contiguous() and _runs_native(x) and not _differentiates(x)
 
 
 def _sliding_shortcut(
@@ -363,6 +364,8 @@ def _adaptive_shortcut(
         one: times TINY, the elements below which aten is the quicker for a single bin.
     """
 
+    single = frozenset((1, (1,), (1,) * axes))
+
     @lru_cache(maxsize=1024, typed=True)
     def ready(output_size: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Ready | None:
         return _ready(functional.new_adaptive(axes, output_size), reduction, axes, shape, dtype)
@@ -379,7 +382,7 @@ def _adaptive_shortcut(
                     else functional.are_exact(output_size) and 0 not in output_size
                 )
             ):
-                if x.numel() >= (one * TINY if output_size == 1 else TINY):
+                if x.numel() >= (one * TINY if output_size in single else TINY):
                     if _takes_ready(x):
                         at_once = ready(output_size, x.shape, x.dtype)
                         if at_once is not None:
@@ -555,19 +558,36 @@ def _run(x: Tensor, call: Call) -> Tensor:
     return run(x, call.seen, call.reduced, call.axes)
 
 
-def _is_unwatched(x: Tensor) -> bool:
-    """Whether x is a tensor of this machine's memory, and neither a compiler nor a tracer, a mode,
-    a transform or a profiler is about that must be shown an operator."""
+# What the dispatcher knows of a plain tensor of this machine's memory, made under inference_mode or
+# not. Zero tensors without memory, negative views, and what a transform or functionalization has
+# wrapped, are of the same type and say that they are on the CPU, but have other keys.
+def _keys_of(x: Tensor) -> int:
+    return torch._C._dispatch_keys(x).raw_repr()
+
+
+with torch.inference_mode():
+    _PLAIN = frozenset((_keys_of(torch.empty(0)),))
+with torch.inference_mode(False):
+    _PLAIN |= {_keys_of(torch.empty(0))}
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is a plain tensor of this machine's memory, and neither a compiler nor a tracer, a
+    mode or a transform is about that must be shown operators."""
     return (
         type(x) is Tensor
-        and x.is_cpu
         and not is_compiling()
+        and _keys_of(x) in _PLAIN
         and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_torch_function_mode_enabled()
         and not torch._C._are_functorch_transforms_active()
-        and not torch.autograd._profiler_enabled()
-        and not x.is_neg()
     )
+
+
+def _is_unwatched(x: Tensor) -> bool:
+    """`is_plain`, and no `torch.profiler.profile` is about, which would show an operator."""
+    return is_plain(x) and not torch.autograd._profiler_enabled()
 
 
 def chain(x: Tensor, window: Window, levels: int) -> Tensor:

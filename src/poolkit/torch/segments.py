@@ -2,8 +2,8 @@
 operations, which differentiate themselves.
 
 A max or min saves the place of each value within its segment, sums and means nothing, and others
-the input, whose gradient is that of the whole-array operations. In compiled programs and under
-transforms of torch.func the whole-array operations run.
+the input, whose gradient is that of the whole-array operations. In compiled programs, and where a
+mode, a tracer or a transform of torch.func looks on, the whole-array operations run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 
 from ..core import beyond_64_bits
 from ..plan import Plan
@@ -22,7 +21,7 @@ from ..ragged import in_buckets, plan_of_rows
 from ..reductions import Reduction
 from ..windows import Segments, Spans
 from . import ops
-from .dispatch import check_tensor
+from .dispatch import check_tensor, is_plain
 
 __all__ = ["check_rows", "pool_rows"]
 
@@ -31,8 +30,7 @@ check_rows = check_tensor
 
 def pool_rows(rows: Tensor, spans: Spans, segments: Segments, reduction: Reduction) -> Tensor:
     """(segments, width) from (rows, width): every segment has rows."""
-    plain = not is_compiling() and not torch._C._are_functorch_transforms_active()
-    if not plain or not rows.is_cpu or forward_ad._current_level >= 0:
+    if not is_plain(rows) or forward_ad._current_level >= 0:
         return in_buckets(rows, spans, reduction)
     plan = plan_of_rows(rows, spans, segments, reduction)
     exact = beyond_64_bits(rows, plan, channels_last=True)
