@@ -428,6 +428,11 @@ class Pooling {
                 pool_run(corner, run, taps, o, out, at, part.positions);
                 pixel += run;
                 if (run > 0) continue;
+                if (last == 0 && !Positions) {
+                    pool_lines(from, o, out + at);
+                    ++pixel;
+                    continue;
+                }
                 bool clipped = false;
                 const int64_t count = list_pixels(from, o, clipped);
                 const ListedLines<S> window{reinterpret_cast<const S**>(lines)};
@@ -489,6 +494,19 @@ class Pooling {
         }
         for (int64_t i = 0; i < run; ++i, at += inner, corner += apart, ++o[last])
             pool_pixels(OffsetLines<S>{corner, offsets}, taps, o, false, out, at, positions);
+    }
+
+    // The pixels of output o of a single axis, which lie a step apart: none is listed, so that long
+    // segments of rows cost what it costs to read them.
+    void pool_lines(const S* from, const int64_t* o, O* to) {
+        const Axis& axis = g.axis[0];
+        const StridedLines<S> pixels{from + axis.begin[o[0]] * inner, axis.step * inner};
+        if constexpr (direct_result) {
+            across<R, A, true>(pixels, axis.count[o[0]], inner, g.exponent, to);
+        } else {
+            across<R, A, true>(pixels, axis.count[o[0]], inner, g.exponent, state);
+            finish(state, inner, divisor_of(o), nullptr, to);
+        }
     }
 
     template <class Window>

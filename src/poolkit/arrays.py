@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import is_torch_tensor
+from .dtypes import dtype_of
+from .errors import PoolTypeError, is_torch_tensor
 
-__all__ = ["Array", "Arrays", "arrays_of"]
+__all__ = ["Array", "Arrays", "arrays_of", "check_array", "check_numpy", "checked_numpy"]
 
 Array = Any  # a numpy.ndarray or a torch.Tensor
 _ERF = np.frompyfunc(math.erf, 1, 1)
@@ -264,3 +265,36 @@ def arrays_of(x: Array) -> Arrays:
     if _TORCH is None:
         _TORCH = TorchArrays()
     return _TORCH
+
+
+def check_array(x: Any) -> None:
+    """Refuses what is no array at all, and nested tensors, which may have no shape to ask for."""
+    if is_torch_tensor(x) and x.is_nested:
+        raise PoolTypeError("a nested tensor cannot be pooled", "Pool each of x.unbind()")
+    if getattr(x, "ndim", None) is None:
+        raise PoolTypeError(
+            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
+            "Convert it with numpy.asarray or torch.as_tensor",
+        )
+
+
+def check_numpy(x: Any) -> None:
+    if isinstance(x, np.ma.MaskedArray):
+        raise PoolTypeError(
+            "a masked array would be pooled without its mask", "Fill it first: x.filled(value)"
+        )
+    if not isinstance(x, np.ndarray):
+        raise PoolTypeError(
+            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
+            "Convert it with numpy.asarray",
+        )
+    dtype_of(x)
+
+
+def checked_numpy(x: Any) -> np.ndarray:
+    check_numpy(x)
+    x = np.asarray(x)  # a subclass may compute in ways of its own
+    if x.flags.c_contiguous and x.flags.aligned:
+        return x
+    # Views of records or of bytes may lie between the addresses that their elements need.
+    return np.require(x, requirements=["C", "A"])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from . import kernels
-from .arrays import Array
-from .core import check_array, checked_numpy, pool, runner_of
+from .arrays import Array, check_array, checked_numpy
+from .core import pool, runner_of
 from .dtypes import dtype_of
 from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
 from .plan import plan_for

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .arrays import Array, Arrays, arrays_of
 from .dtypes import DType, dtype_of
-from .reductions import Activated, Max, Reduction, Seen
+from .errors import PoolValueError
+from .reductions import Activated, Max, Reduction, Seen, Sum
 from .windows import Spans
 
-__all__ = ["composite", "composite_indices", "outer_product"]
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["beyond_64_bits", "composite", "composite_indices", "outer_product"]
 
 
 def composite(
@@ -148,3 +153,34 @@ def composite_indices(
     flat = flat.reshape(flat.shape[:n] + (1,) * trailing + (seen.shape[-1],))
     table = xp.broadcast(xp.index(np.ascontiguousarray(flat), x), values.shape)
     return xp.pick(table, tap[..., None])
+
+
+def beyond_64_bits(x: Array, plan: Plan, channels_last: bool = False) -> Array | None:
+    """The result by way of float64 where a sum of int64 values leaves their 64 bits on the way;
+    None where none does.
+
+    This looks at the values, so nobody asks while a compiler traces, of tensors without values,
+    or under a transform of torch.func: there such a sum wraps.
+
+    Raises:
+        PoolValueError: if the result is such a sum.
+    """
+    kernel = plan.reduction.kernel
+    if plan.dtype.name != "int64" or kernel is None or kernel.kind != "sum" or 0 in x.shape:
+        return None
+    xp = arrays_of(x)
+    low, high = xp.bounds(x)
+    if max(high, -low) * math.prod(max(span.taps, 1) for span in plan.axes) < 2**63:
+        return None
+    # A sum that wraps is off by 2**64; the floating one by next to nothing beside that.
+    wide = xp.cast(x, "float64")
+    wrapped = composite(x, plan.axes, Sum(), channels_last=channels_last)
+    rounded = composite(wide, plan.axes, Sum(), channels_last=channels_last)
+    if not bool((xp.abs(xp.cast(wrapped, "float64") - rounded) > 2.0**62).any()):
+        return None
+    if plan.result == "int64":
+        raise PoolValueError(
+            "a sum of int64 values does not fit 64 bits", "Convert the input to float64"
+        )
+    result = composite(wide, plan.axes, plan.reduction, channels_last=channels_last)
+    return xp.cast(result, plan.result)

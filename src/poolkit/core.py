@@ -11,17 +11,17 @@ import numpy as np
 
 from . import kernels
 from .activations import Activation
-from .arrays import Array, arrays_of
-from .composite import composite, composite_indices
+from .arrays import Array, arrays_of, check_array, check_numpy, checked_numpy
+from .composite import beyond_64_bits, composite, composite_indices
 from .dtypes import dtype_of
 from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor, is_traced
 from .plan import Plan, plan_for
+from .ragged import pool_rows, pool_segments
 from .reductions import (
     Activated,
     Max,
     Min,
     Reduction,
-    Sum,
     activated,
     as_reduction,
     inner_of,
@@ -31,9 +31,6 @@ from .windows import Segments, Window, as_window
 __all__ = [
     "Explanation",
     "axes_of",
-    "beyond_64_bits",
-    "check_array",
-    "checked_numpy",
     "explain",
     "join_grids",
     "layout_of",
@@ -142,16 +139,12 @@ def pool_with_indices(
 def _pool_segments(
     x: Array, segments: Segments, reduction: Reduction, ndim: int | None, channels_last: bool
 ) -> Array:
-    from .ragged import pool_segments
-
     if ndim not in (None, 1) or channels_last:
         raise PoolTypeError(
             "segments are of rows, and what is behind them are features",
             "Drop ndim and channels_last",
         )
-    if getattr(x, "ndim", None) is None:
-        check_array(x)
-    return pool_segments(x, segments, reduction)
+    return pool_segments(x, segments, reduction, runner_of(x))
 
 
 def _refuse_segments(window: Window) -> None:
@@ -163,6 +156,9 @@ def _refuse_segments(window: Window) -> None:
 
 class _Numpy:
     """Who runs a call on NumPy arrays; on torch tensors it is `poolkit.torch.dispatch`."""
+
+    check = staticmethod(checked_numpy)
+    pool_rows = staticmethod(pool_rows)
 
     @staticmethod
     def pool(
@@ -187,21 +183,11 @@ _known_dispatch = cache(_import_dispatch)  # the statement takes 0.7 us each tim
 
 
 def runner_of(x: Array) -> Any:
-    """What has `pool` and `pool_with_indices` for this kind of array, past all validation."""
+    """What has `pool`, `pool_with_indices` and `pool_rows` for this kind of array, past all
+    validation but `check`, which is of its own kind."""
     if not is_torch_tensor(x):
         return _Numpy
     return _import_dispatch() if is_traced() else _known_dispatch()
-
-
-def check_array(x: Any) -> None:
-    """Refuses what is no array at all, and nested tensors, which may have no shape to ask for."""
-    if is_torch_tensor(x) and x.is_nested:
-        raise PoolTypeError("a nested tensor cannot be pooled", "Pool each of x.unbind()")
-    if getattr(x, "ndim", None) is None:
-        raise PoolTypeError(
-            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
-            "Convert it with numpy.asarray or torch.as_tensor",
-        )
 
 
 def axes_of(x: Array, window: Window, ndim: int | None, channels_last: bool) -> int:
@@ -237,28 +223,6 @@ def _plans(
     return [plan_for(grid, reduction, shape, dtype.name) for grid in window.grids()]
 
 
-def _check_numpy(x: Any) -> None:
-    if isinstance(x, np.ma.MaskedArray):
-        raise PoolTypeError(
-            "a masked array would be pooled without its mask", "Fill it first: x.filled(value)"
-        )
-    if not isinstance(x, np.ndarray):
-        raise PoolTypeError(
-            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
-            "Convert it with numpy.asarray",
-        )
-    dtype_of(x)
-
-
-def checked_numpy(x: Any) -> np.ndarray:
-    _check_numpy(x)
-    x = np.asarray(x)  # a subclass may compute in ways of its own
-    if x.flags.c_contiguous and x.flags.aligned:
-        return x
-    # Views of records or of bytes may lie between the addresses that their elements need.
-    return np.require(x, requirements=["C", "A"])
-
-
 def _pool_numpy(
     x: Array, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> np.ndarray:
@@ -276,37 +240,6 @@ def _pool_numpy(
             result = _run_numpy(plan, x, channels_last)
         results.append(result)
     return join_grids(results, axes, channels_last) if window.joined else results[0]
-
-
-def beyond_64_bits(x: Array, plan: Plan, channels_last: bool = False) -> Array | None:
-    """The result by way of float64 where a sum of int64 values leaves their 64 bits on the way;
-    None where none does.
-
-    This looks at the values, so nobody asks while a compiler traces, of tensors without values,
-    or under a transform of torch.func: there such a sum wraps.
-
-    Raises:
-        PoolValueError: if the result is such a sum.
-    """
-    kernel = plan.reduction.kernel
-    if plan.dtype.name != "int64" or kernel is None or kernel.kind != "sum" or 0 in x.shape:
-        return None
-    xp = arrays_of(x)
-    low, high = xp.bounds(x)
-    if max(high, -low) * math.prod(max(span.taps, 1) for span in plan.axes) < 2**63:
-        return None
-    # A sum that wraps is off by 2**64; the floating one by next to nothing beside that.
-    wide = xp.cast(x, "float64")
-    wrapped = composite(x, plan.axes, Sum(), channels_last=channels_last)
-    rounded = composite(wide, plan.axes, Sum(), channels_last=channels_last)
-    if not bool((xp.abs(xp.cast(wrapped, "float64") - rounded) > 2.0**62).any()):
-        return None
-    if plan.result == "int64":
-        raise PoolValueError(
-            "a sum of int64 values does not fit 64 bits", "Convert the input to float64"
-        )
-    result = composite(wide, plan.axes, plan.reduction, channels_last=channels_last)
-    return xp.cast(result, plan.result)
 
 
 def layout_of(x: Array, plan: Plan, channels_last: bool) -> tuple[tuple[int, ...], int, int]:
@@ -408,7 +341,7 @@ def explain(
         _refuse_segments(window)
         axes = axes_of(x, window, ndim, channels_last)
         if not is_torch_tensor(x):
-            _check_numpy(x)
+            check_numpy(x)
         if isinstance(reduction, Activated) and not reduction.fused:
             reduction.result_dtype(dtype_of(x))
             reduction = reduction.inner

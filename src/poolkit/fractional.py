@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
-from .core import check_array
+from .arrays import Array, check_array
 from .dtypes import dtype_name, dtype_of
 from .errors import (
     PoolError,

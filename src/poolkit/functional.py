@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from . import chains, fractional, unpool
-from .arrays import Array
-from .core import check_array, runner_of
+from .arrays import Array, check_array
+from .core import runner_of
 from .errors import PoolError, PoolValueError, is_torch_tensor, is_traced
 from .reductions import Activated, Lp, Max, Mean, Min, Reduction, Sum, activated
 from .windows import Adaptive, Global, Sliding, Window

@@ -14,43 +14,41 @@ import numpy as np
 
 from . import kernels
 from .arrays import Array, arrays_of
-from .composite import composite
-from .core import beyond_64_bits, checked_numpy
+from .composite import beyond_64_bits, composite
 from .dtypes import DTYPES, dtype_of
-from .errors import PoolValueError, is_torch_tensor
+from .errors import PoolTypeError, PoolValueError, is_torch_tensor
 from .plan import Plan, plan_of_spans
 from .reductions import Activated, Reduction
 from .windows import Segments, Spans
 
-__all__ = ["in_buckets", "plan_of_rows", "pool_segments"]
+__all__ = ["in_buckets", "plan_of_rows", "pool_rows", "pool_segments"]
 
 # Elements that are gathered at a time where there is no kernel.
 GATHERED = 2**24
 
 
-def pool_segments(x: Array, segments: Segments, reduction: Reduction) -> Array:
-    """See `poolkit.pool`."""
-    if is_torch_tensor(x):
-        from .torch.segments import check_rows, pool_rows
-    else:
-        x = checked_numpy(x)
-    found = segments.rows_of(x)
-    values, begin, count = found.values, found.begin, found.count
-    if is_torch_tensor(x):
-        check_rows(values)
+def pool_segments(x: Array, segments: Segments, reduction: Reduction, runner: Any) -> Array:
+    """See `poolkit.pool`. The runner has `check` and `pool_rows` for this kind of array."""
+    if getattr(x, "ndim", None) is None:
+        raise PoolTypeError(
+            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
+            "Convert it with numpy.asarray or torch.as_tensor",
+        )
+    nested = is_torch_tensor(x) and x.is_nested
+    found = segments.rows_of(x if nested else runner.check(x))
+    values = runner.check(found.values) if nested else found.values
+    begin, count = found.begin, found.count
     features = tuple(values.shape[1:])
-    width = math.prod(features)
-    rows = values.reshape((values.shape[0], width))
+    rows = values.reshape((values.shape[0], math.prod(features)))
     if isinstance(reduction, Activated) and not reduction.fused:
         reduction.result_dtype(dtype_of(rows))  # refuses what is not floating
         rows, reduction = reduction.first(rows)
     present = count > 0
     some = Spans(len(rows), begin[present], count[present], 1, count[present])
-    run = pool_rows if is_torch_tensor(x) else _pool_rows_numpy
     if present.all() and len(count):
-        out = run(rows, some, segments, reduction)
+        out = runner.pool_rows(rows, some, segments, reduction)
     else:
-        out = _among_empty(rows, some, present, segments, reduction, run)
+        out = _among_empty(rows, some, present, segments, reduction, runner)
     return out.reshape((len(count), *features))
 
 
@@ -59,9 +57,10 @@ def plan_of_rows(rows: Array, spans: Spans, segments: Segments, reduction: Reduc
     return plan_of_spans(segments, reduction, (spans,), (spans.size,), dtype_of(rows).name)
 
 
-def _pool_rows_numpy(
+def pool_rows(
     rows: np.ndarray, spans: Spans, segments: Segments, reduction: Reduction
 ) -> np.ndarray:
+    """(segments, width) from (rows, width): every segment has rows. For NumPy arrays."""
     plan = plan_of_rows(rows, spans, segments, reduction)
     exact = beyond_64_bits(rows, plan, channels_last=True)
     if exact is not None:
@@ -80,7 +79,7 @@ def _among_empty(
     present: np.ndarray,
     segments: Segments,
     reduction: Reduction,
-    run: Any,
+    runner: Any,
 ) -> Array:
     """The result where some segments, or all, have no rows."""
     result = reduction.result_dtype(dtype_of(rows))
@@ -88,7 +87,7 @@ def _among_empty(
     xp = arrays_of(rows)
     # One row more than there are results, from which the empty segments are taken.
     nothing = xp.cast(xp.fill(xp.index(np.zeros((1, rows.shape[1])), rows), value), result)
-    pooled = [run(rows, some, segments, reduction)] if len(some.begin) else []
+    pooled = [runner.pool_rows(rows, some, segments, reduction)] if len(some.begin) else []
     places = np.where(present, np.cumsum(present) - 1, len(some.begin))
     return xp.take(xp.join([*pooled, nothing], 0), xp.index(places, rows), 0)
 

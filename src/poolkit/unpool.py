@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
-from .core import check_array
+from .arrays import Array, check_array
 from .dtypes import dtype_name
 from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
 from .windows.base import check_entry, check_outputs, freeze, per_axis

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Arrays, arrays_of
-from ..core import check_array
+from ..arrays import Array, Arrays, arrays_of, check_array
 from ..dtypes import dtype_name
 from ..errors import PoolTypeError, PoolValueError, is_torch_tensor
 from ..reductions.base import check_number

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .. import kernels
-from ..arrays import Array
-from ..core import axes_of, checked_numpy, join_grids, layout_of, runner_of, spatial_shape
+from ..arrays import Array, checked_numpy
+from ..core import axes_of, join_grids, layout_of, runner_of, spatial_shape
 from ..errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor
 from ..reductions import Max, Mean, Min, Reduction, Sum, as_reduction
 from ..windows import Window, as_window

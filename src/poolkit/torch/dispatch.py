@@ -23,10 +23,9 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from .. import functional
-from ..composite import composite
-from ..core import beyond_64_bits, join_grids
-from ..dtypes import DTYPES, unknown_dtype
-from ..errors import PoolTypeError
+from ..composite import beyond_64_bits, composite
+from ..core import join_grids
+from ..dtypes import DTYPES
 from ..plan import Plan
 from ..reductions import Activated, Max, Mean, Min, Reduction, as_reduction, inner_of
 from ..windows import Adaptive, Global, Sliding, Window, as_window
@@ -42,14 +41,16 @@ from .autograd import (
     WholePool,
     apply,
 )
+from .plain import check, is_plain
+from .segments import pool_rows
 
 __all__ = [
     "chain",
-    "check_tensor",
+    "check",
     "in_format",
-    "is_plain",
     "num_threads",
     "pool",
+    "pool_rows",
     "pool_with_indices",
     "route",
 ]
@@ -337,14 +338,15 @@ def _sliding_shortcut(
                     or functional.are_exact(kernel_size, stride, padding)
                 )
             ):
-                if x.numel() >= TINY:
+                n = x.numel()
+                if n >= TINY:
                     if _takes_ready(x):
                         at_once = ready(
                             kernel_size, stride, padding, fourth, fifth, x.shape, x.dtype
                         )
                         if at_once is not None:
                             return at_once(x)
-                elif x.numel() > 0 and (
+                elif n > 0 and (
                     x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad)
                 ):
                     return pool(x, kernel_size, stride, padding, fourth, fifth)
@@ -382,12 +384,13 @@ def _adaptive_shortcut(
                     else functional.are_exact(output_size) and 0 not in output_size
                 )
             ):
-                if x.numel() >= (one * TINY if output_size in single else TINY):
+                n = x.numel()
+                if n >= (one * TINY if output_size in single else TINY):
                     if _takes_ready(x):
                         at_once = ready(output_size, x.shape, x.dtype)
                         if at_once is not None:
                             return at_once(x)
-                elif x.numel() > 0 and (
+                elif n > 0 and (
                     x.dtype in _FLOATS or (halves and x.dtype in _HALVES and not x.requires_grad)
                 ):
                     return pool(x, output_size)
@@ -428,15 +431,6 @@ functional.shortcuts = functional.Shortcuts(
 
 
 # --- running ------------------------------------------------------------------------------------
-
-
-def check_tensor(x: Tensor) -> None:
-    if x.layout is not torch.strided:
-        raise PoolTypeError(f"a tensor of layout {x.layout} cannot be pooled", "Use x.to_dense()")
-    if x.is_quantized:
-        raise PoolTypeError("a quantized tensor cannot be pooled", "Pool x.int_repr()")
-    if x.dtype not in ops.NAMES:
-        raise unknown_dtype(x)
 
 
 def _check_activation(x: Tensor, reduction: Reduction) -> None:
@@ -488,7 +482,7 @@ def route(x: Tensor, plan: Plan) -> tuple[str, str]:
 
 def pool(x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool) -> Tensor:
     """See `poolkit.pool`."""
-    check_tensor(x)
+    check(x)
     _check_activation(x, reduction)
     if channels_last:
         x = x.movedim(-1, -axes - 1)
@@ -558,33 +552,6 @@ def _run(x: Tensor, call: Call) -> Tensor:
     return run(x, call.seen, call.reduced, call.axes)
 
 
-# What the dispatcher knows of a plain tensor of this machine's memory, made under inference_mode or
-# not. Zero tensors without memory, negative views, and what a transform or functionalization has
-# wrapped, are of the same type and say that they are on the CPU, but have other keys.
-def _keys_of(x: Tensor) -> int:
-    return torch._C._dispatch_keys(x).raw_repr()
-
-
-with torch.inference_mode():
-    _PLAIN = frozenset((_keys_of(torch.empty(0)),))
-with torch.inference_mode(False):
-    _PLAIN |= {_keys_of(torch.empty(0))}
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether x is a plain tensor of this machine's memory, and neither a compiler nor a tracer, a
-    mode or a transform is about that must be shown operators."""
-    return (
-        type(x) is Tensor
-        and not is_compiling()
-        and _keys_of(x) in _PLAIN
-        and not torch.jit.is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
 def _is_unwatched(x: Tensor) -> bool:
     """`is_plain`, and no `torch.profiler.profile` is about, which would show an operator."""
     return is_plain(x) and not torch.autograd._profiler_enabled()
@@ -593,7 +560,7 @@ def _is_unwatched(x: Tensor) -> bool:
 def chain(x: Tensor, window: Window, levels: int) -> Tensor:
     """See `poolkit.sppf`. One pass where nothing is traced or differentiated; else, and where
     channels lie behind, each level is a call."""
-    check_tensor(x)
+    check(x)
     if _is_unwatched(x) and _runs_native(x):
         plan = ops.plan_of(repr(window), "Max()", x.shape[-2:], x.dtype)
         if plan.native is not None and x.is_contiguous() and not _differentiates(x):
@@ -677,7 +644,7 @@ def pool_with_indices(
     x: Tensor, window: Window, reduction: Reduction, axes: int, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
     """See `poolkit.pool_with_indices`."""
-    check_tensor(x)
+    check(x)
     _check_activation(x, reduction)
     if channels_last:
         x = x.movedim(-1, -axes - 1)

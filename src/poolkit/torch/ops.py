@@ -44,6 +44,7 @@ from ..recipes import parts_of
 from ..reductions import Activated, Reduction, as_reduction
 from ..windows import Window, as_window
 from .layout import as_laid_out, empty_like_layout, has_format, laid_out_like
+from .plain import NAMES
 
 __all__ = [
     "NAMES",
@@ -75,7 +76,6 @@ _library.define(
 _library.define("activation_backward(Tensor grad, Tensor x, str activation) -> Tensor")
 _library.define("locate(Tensor x, str window, str reduction, int ndim) -> Tensor")
 
-NAMES = {getattr(torch, name): name for name in DTYPES}
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 

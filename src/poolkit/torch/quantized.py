@@ -16,9 +16,10 @@ from ..core import join_grids
 from ..quantized.requantization import QuantizedPlan, Requantization, plan_quantized, requantize
 from ..reductions import Reduction, Sum, as_reduction
 from ..windows import Window, as_window
-from .dispatch import check_tensor, in_format
+from .dispatch import in_format
 from .layout import as_laid_out, empty_like_layout, laid_out_like
 from .ops import NAMES, plan_of, to_front
+from .plain import check
 
 __all__ = ["pool"]
 
@@ -38,7 +39,7 @@ def pool(
     to: Requantization,
 ) -> Tensor:
     """See `poolkit.quantized.pool`."""
-    check_tensor(q)
+    check(q)
     if channels_last:
         q = q.movedim(-1, -axes - 1)
     run = torch.ops.poolkit.quantized_pool.default

@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..core import beyond_64_bits
+from ..composite import beyond_64_bits
 from ..plan import Plan
 from ..ragged import in_buckets, plan_of_rows
 from ..reductions import Reduction
 from ..windows import Segments, Spans
 from . import ops
-from .dispatch import check_tensor, is_plain
+from .plain import is_plain
 
-__all__ = ["check_rows", "pool_rows"]
-
-check_rows = check_tensor
+__all__ = ["pool_rows"]
 
 
 def pool_rows(rows: Tensor, spans: Spans, segments: Segments, reduction: Reduction) -> Tensor:
