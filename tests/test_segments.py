@@ -43,11 +43,9 @@ def forms(parts: list[np.ndarray]) -> dict[str, tuple[np.ndarray, Segments]]:
     rows = np.concatenate(parts)
     width, most = rows.shape[1], int(lengths.max())
     ids = np.repeat(np.arange(len(parts)), lengths)
-    order = np.random.default_rng(4).permutation(len(rows))
-    order = order[np.argsort(ids[order], kind="stable")]  # shuffled segments, rows in order ...
     mixed = np.random.default_rng(5).permutation(len(rows))
     mixed_ids = ids[mixed]
-    for segment in range(len(parts)):  # ... within each
+    for segment in range(len(parts)):  # mixed segments, each with its rows in order
         places = np.flatnonzero(mixed_ids == segment)
         mixed[places] = np.sort(mixed[places])
     right, left, holes = (np.full((len(parts), 2 * most, width), 77, rows.dtype) for _ in range(3))

@@ -16,7 +16,7 @@ from .composite import beyond_64_bits, composite, composite_indices
 from .dtypes import dtype_of
 from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor, is_traced
 from .plan import Plan, plan_for
-from .ragged import pool_rows, pool_segments
+from .ragged import pool_segments
 from .reductions import (
     Activated,
     Max,
@@ -89,7 +89,8 @@ def pool(
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
         if isinstance(window, Segments):
-            return _pool_segments(x, window, reduction, ndim, channels_last)
+            _check_rows(ndim, channels_last)
+            return pool_segments(x, window, reduction, runner)
         spatial_axes = axes_of(x, window, ndim, channels_last)
         return runner.pool(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
@@ -136,15 +137,12 @@ def pool_with_indices(
         raise error.pooling(x, window, reduction) from None
 
 
-def _pool_segments(
-    x: Array, segments: Segments, reduction: Reduction, ndim: int | None, channels_last: bool
-) -> Array:
+def _check_rows(ndim: int | None, channels_last: bool) -> None:
     if ndim not in (None, 1) or channels_last:
         raise PoolTypeError(
             "segments are of rows, and what is behind them are features",
             "Drop ndim and channels_last",
         )
-    return pool_segments(x, segments, reduction, runner_of(x))
 
 
 def _refuse_segments(window: Window) -> None:
@@ -158,7 +156,14 @@ class _Numpy:
     """Who runs a call on NumPy arrays; on torch tensors it is `poolkit.torch.dispatch`."""
 
     check = staticmethod(checked_numpy)
-    pool_rows = staticmethod(pool_rows)
+
+    @staticmethod
+    def runs_rows(rows: np.ndarray) -> bool:
+        return True
+
+    @staticmethod
+    def run_rows(rows: np.ndarray, plan: Plan) -> np.ndarray:
+        return _run_numpy(plan, rows, channels_last=True)
 
     @staticmethod
     def pool(
@@ -183,8 +188,8 @@ _known_dispatch = cache(_import_dispatch)  # the statement takes 0.7 us each tim
 
 
 def runner_of(x: Array) -> Any:
-    """What has `pool`, `pool_with_indices` and `pool_rows` for this kind of array, past all
-    validation but `check`, which is of its own kind."""
+    """What has `pool`, `pool_with_indices` and `run_rows` for this kind of array, past all
+    validation but its own `check`."""
     if not is_torch_tensor(x):
         return _Numpy
     return _import_dispatch() if is_traced() else _known_dispatch()

@@ -12,29 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from . import kernels
-from .arrays import Array, arrays_of
+from .arrays import Array, arrays_of, check_array
 from .composite import beyond_64_bits, composite
 from .dtypes import DTYPES, dtype_of
-from .errors import PoolTypeError, PoolValueError, is_torch_tensor
-from .plan import Plan, plan_of_spans
+from .errors import PoolValueError, is_torch_tensor
+from .plan import plan_of_spans
 from .reductions import Activated, Reduction
 from .windows import Segments, Spans
 
-__all__ = ["in_buckets", "plan_of_rows", "pool_rows", "pool_segments"]
+__all__ = ["in_buckets", "pool_segments"]
 
 # Elements that are gathered at a time where there is no kernel.
 GATHERED = 2**24
 
 
 def pool_segments(x: Array, segments: Segments, reduction: Reduction, runner: Any) -> Array:
-    """See `poolkit.pool`. The runner has `check` and `pool_rows` for this kind of array."""
-    if getattr(x, "ndim", None) is None:
-        raise PoolTypeError(
-            f"a NumPy array or a torch tensor was expected, got {type(x).__name__}",
-            "Convert it with numpy.asarray or torch.as_tensor",
-        )
+    """See `poolkit.pool`. The runner has `check`, `runs_rows` and `run_rows` for this kind of
+    array."""
     nested = is_torch_tensor(x) and x.is_nested
+    if not nested:
+        check_array(x)
     found = segments.rows_of(x if nested else runner.check(x))
     values = runner.check(found.values) if nested else found.values
     begin, count = found.begin, found.count
@@ -46,31 +43,26 @@ def pool_segments(x: Array, segments: Segments, reduction: Reduction, runner: An
     present = count > 0
     some = Spans(len(rows), begin[present], count[present], 1, count[present])
     if present.all() and len(count):
-        out = runner.pool_rows(rows, some, segments, reduction)
+        out = _pool_rows(rows, some, segments, reduction, runner)
     else:
         out = _among_empty(rows, some, present, segments, reduction, runner)
     return out.reshape((len(count), *features))
 
 
-def plan_of_rows(rows: Array, spans: Spans, segments: Segments, reduction: Reduction) -> Plan:
-    """The plan of these spans, which is not kept: no two batches are alike."""
-    return plan_of_spans(segments, reduction, (spans,), (spans.size,), dtype_of(rows).name)
-
-
-def pool_rows(
-    rows: np.ndarray, spans: Spans, segments: Segments, reduction: Reduction
-) -> np.ndarray:
-    """(segments, width) from (rows, width): every segment has rows. For NumPy arrays."""
-    plan = plan_of_rows(rows, spans, segments, reduction)
+def _pool_rows(
+    rows: Array, spans: Spans, segments: Segments, reduction: Reduction, runner: Any
+) -> Array:
+    """(segments, width) from (rows, width): every segment has rows. The plan is not kept, as no two
+    batches are alike."""
+    if not runner.runs_rows(rows):
+        return in_buckets(rows, spans, reduction)
+    plan = plan_of_spans(segments, reduction, (spans,), (spans.size,), dtype_of(rows).name)
     exact = beyond_64_bits(rows, plan, channels_last=True)
     if exact is not None:
         return exact
     if plan.native is None:
         return in_buckets(rows, spans, reduction)
-    width = rows.shape[1]
-    out = np.empty((len(spans.begin), width), dtype=plan.result)
-    plan.native.forward(rows.ctypes.data, out.ctypes.data, 0, 1, width, kernels.num_threads())
-    return out
+    return runner.run_rows(rows, plan)
 
 
 def _among_empty(
@@ -87,7 +79,7 @@ def _among_empty(
     xp = arrays_of(rows)
     # One row more than there are results, from which the empty segments are taken.
     nothing = xp.cast(xp.fill(xp.index(np.zeros((1, rows.shape[1])), rows), value), result)
-    pooled = [runner.pool_rows(rows, some, segments, reduction)] if len(some.begin) else []
+    pooled = [_pool_rows(rows, some, segments, reduction, runner)] if len(some.begin) else []
     places = np.where(present, np.cumsum(present) - 1, len(some.begin))
     return xp.take(xp.join([*pooled, nothing], 0), xp.index(places, rows), 0)
 
@@ -133,6 +125,6 @@ def _chunks(sizes: np.ndarray, width: int) -> list[tuple[int, int]]:
     edges = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
     ranges = []
     for first, last in pairwise(edges):
-        step = max(1, GATHERED // max(width * 2 ** int(sizes[first]), 1)) if first < last else 1
+        step = max(1, GATHERED // max(width * 2 ** int(sizes[first]), 1))
         ranges += [(at, min(at + step, last)) for at in range(first, last, step)]
     return ranges

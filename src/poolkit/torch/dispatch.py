@@ -42,7 +42,7 @@ from .autograd import (
     apply,
 )
 from .plain import check, is_plain
-from .segments import pool_rows
+from .segments import run_rows, runs_rows
 
 __all__ = [
     "chain",
@@ -50,9 +50,10 @@ __all__ = [
     "in_format",
     "num_threads",
     "pool",
-    "pool_rows",
     "pool_with_indices",
     "route",
+    "run_rows",
+    "runs_rows",
 ]
 
 # Below this many elements a max or a mean goes to aten, whose overhead per call is smaller than
@@ -301,7 +302,8 @@ def _ready(
     return Ready(plan.native.forward, (*lead, channels, *plan.output), outer)
 
 
-def _takes_ready(x: Tensor) -> bool:
+def _runs_at_once(x: Tensor) -> bool:
+    """Whether a kernel may be given x as it lies, with nothing around it."""
     return _is_unwatched(x) and x.is_contiguous() and _runs_native(x) and not _differentiates(x)
 
 
@@ -340,7 +342,7 @@ def _sliding_shortcut(
             ):
                 n = x.numel()
                 if n >= TINY:
-                    if _takes_ready(x):
+                    if _runs_at_once(x):
                         at_once = ready(
                             kernel_size, stride, padding, fourth, fifth, x.shape, x.dtype
                         )
@@ -386,7 +388,7 @@ def _adaptive_shortcut(
             ):
                 n = x.numel()
                 if n >= (one * TINY if output_size in single else TINY):
-                    if _takes_ready(x):
+                    if _runs_at_once(x):
                         at_once = ready(output_size, x.shape, x.dtype)
                         if at_once is not None:
                             return at_once(x)
@@ -561,9 +563,9 @@ def chain(x: Tensor, window: Window, levels: int) -> Tensor:
     """See `poolkit.sppf`. One pass where nothing is traced or differentiated; else, and where
     channels lie behind, each level is a call."""
     check(x)
-    if _is_unwatched(x) and _runs_native(x):
+    if _runs_at_once(x):
         plan = ops.plan_of(repr(window), "Max()", x.shape[-2:], x.dtype)
-        if plan.native is not None and x.is_contiguous() and not _differentiates(x):
+        if plan.native is not None:
             *images, channels, height, width = x.shape
             out = x.new_empty((*images, (1 + levels) * channels, height, width))
             plan.native.chain(

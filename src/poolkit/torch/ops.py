@@ -51,6 +51,7 @@ __all__ = [
     "codes_dtype",
     "has_format",
     "laid_out_like",
+    "native_of",
     "plan_of",
     "pool_on_cpu",
     "to_front",
@@ -93,13 +94,13 @@ def plan_of(window: str, reduction: str, spatial: Sequence[int], dtype: torch.dt
     return _plan_of(window, reduction, tuple(spatial), dtype)
 
 
-def _native(plan: Plan) -> Any:
+def native_of(plan: Plan) -> Any:
     assert plan.native is not None, "dispatch routes only what has a kernel here"
     return plan.native
 
 
 def codes_dtype(plan: Plan) -> torch.dtype:
-    return (torch.uint8, torch.uint16, torch.uint32)[_native(plan).position_bytes // 2]
+    return (torch.uint8, torch.uint16, torch.uint32)[native_of(plan).position_bytes // 2]
 
 
 @torch.library.impl(_library, "pool", "CPU")
@@ -160,13 +161,15 @@ def _locate(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
 def _pool_positions(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
     plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
     activated = isinstance(plan.reduction, Activated)
-    return _with_codes(plan, _native(plan).forward_ahead if activated else _native(plan).forward, x)
+    return _with_codes(
+        plan, native_of(plan).forward_ahead if activated else native_of(plan).forward, x
+    )
 
 
 @torch.library.impl(_library, "pool_behind", "CPU")
 def _pool_behind(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
     plan = _plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
-    return _with_codes(plan, _native(plan).forward, x)
+    return _with_codes(plan, native_of(plan).forward, x)
 
 
 def _with_codes(plan: Plan, forward: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +185,7 @@ def _with_codes(plan: Plan, forward: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 def _plan_of_codes(window: str, spatial: Sequence[int], dtype: torch.dtype, codes: Tensor) -> Plan:
     """The plan whose codes are as wide as these: one code more may take a byte more."""
     plan = plan_of(window, "Max()", spatial, dtype)
-    if _native(plan).position_bytes == codes.dtype.itemsize:
+    if native_of(plan).position_bytes == codes.dtype.itemsize:
         return plan
     return plan_of(window, "Activated('Max()', 'ReLU()')", spatial, dtype)
 
@@ -203,7 +206,7 @@ def _scatter(grad: Tensor, positions: Tensor, window: str, spatial: Sequence[int
     plan = _plan_of_codes(window, spatial, grad.dtype, positions)
     grad, positions, (outer, inner, behind) = _laid_out_alike(grad, positions, ndim)
     out = empty_like_layout(grad, ndim, plan.shape, grad.dtype, behind)
-    _native(plan).scatter(
+    native_of(plan).scatter(
         grad.data_ptr(),
         positions.data_ptr(),
         out.data_ptr(),
@@ -223,7 +226,7 @@ def _spread(grad: Tensor, window: str, reduction: str, spatial: Sequence[int]) -
     if 0 in plan.output:  # no bins: there is nothing to add up
         return out.zero_()
     threads = torch.get_num_threads()
-    if _native(plan).spread(grad.data_ptr(), out.data_ptr(), outer, inner, threads):
+    if native_of(plan).spread(grad.data_ptr(), out.data_ptr(), outer, inner, threads):
         return out
     wanted = grad.dtype
     if plan.reduction.kernel is not None and plan.reduction.kernel.divides:
@@ -277,7 +280,7 @@ def _indices(positions: Tensor, window: str, spatial: Sequence[int]) -> Tensor:
     plan = _plan_of_codes(window, spatial, torch.float32, positions)
     positions, (outer, inner, behind) = as_laid_out(positions, ndim)
     out = empty_like_layout(positions, ndim, plan.output, torch.int64, behind)
-    _native(plan).indices(
+    native_of(plan).indices(
         positions.data_ptr(), out.data_ptr(), outer, inner, torch.get_num_threads()
     )
     return out

@@ -15,46 +15,35 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..composite import beyond_64_bits
 from ..plan import Plan
-from ..ragged import in_buckets, plan_of_rows
-from ..reductions import Reduction
-from ..windows import Segments, Spans
-from . import ops
+from ..ragged import in_buckets
+from .ops import codes_dtype, native_of
 from .plain import is_plain
 
-__all__ = ["pool_rows"]
+__all__ = ["run_rows", "runs_rows"]
 
 
-def pool_rows(rows: Tensor, spans: Spans, segments: Segments, reduction: Reduction) -> Tensor:
-    """(segments, width) from (rows, width): every segment has rows."""
-    if not is_plain(rows) or forward_ad._current_level >= 0:
-        return in_buckets(rows, spans, reduction)
-    plan = plan_of_rows(rows, spans, segments, reduction)
-    exact = beyond_64_bits(rows, plan, channels_last=True)
-    if exact is not None:
-        return exact
-    if plan.native is None:
-        return in_buckets(rows, spans, reduction)
+def runs_rows(rows: Tensor) -> bool:
+    """Whether the kernels may run on these rows."""
+    return is_plain(rows) and forward_ad._current_level < 0
+
+
+def run_rows(rows: Tensor, plan: Plan) -> Tensor:
+    """(segments, width) from (rows, width), by the kernel of the plan."""
     rows = rows.contiguous()
     if rows.requires_grad and torch.is_grad_enabled():
-        kernel = reduction.kernel
+        kernel = plan.reduction.kernel
         kind = kernel.kind if kernel is not None else "whole"
         run: Any = {"pick": _PickRows, "sum": _SumRows}.get(kind, _WholeRows)
         return run.apply(rows, plan)
     return _forward(rows, plan)
 
 
-def _native(plan: Plan) -> Any:
-    assert plan.native is not None
-    return plan.native
-
-
 def _forward(rows: Tensor, plan: Plan, codes: Tensor | None = None) -> Tensor:
     out = rows.new_empty((*plan.output, rows.shape[1]), dtype=getattr(torch, plan.result))
     at = 0 if codes is None else codes.data_ptr()
     threads = torch.get_num_threads()
-    _native(plan).forward(rows.data_ptr(), out.data_ptr(), at, 1, rows.shape[1], threads)
+    native_of(plan).forward(rows.data_ptr(), out.data_ptr(), at, 1, rows.shape[1], threads)
     return out
 
 
@@ -68,7 +57,7 @@ class _PickRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, plan: Plan) -> Tensor:
         shape = (*plan.output, rows.shape[1])
-        codes = torch.empty(shape, dtype=ops.codes_dtype(plan))
+        codes = torch.empty(shape, dtype=codes_dtype(plan))
         out = _forward(rows, plan, codes)
         ctx.plan = plan
         ctx.save_for_backward(codes)
@@ -85,7 +74,7 @@ class _PickRows(torch.autograd.Function):
         grad = grad.contiguous()
         out = _input_like(grad, plan)
         threads = torch.get_num_threads()
-        _native(plan).scatter(
+        native_of(plan).scatter(
             grad.data_ptr(), codes.data_ptr(), out.data_ptr(), 1, grad.shape[1], threads
         )
         return out, None
@@ -107,7 +96,7 @@ class _SumRows(torch.autograd.Function):
         grad = grad.contiguous()
         out = _input_like(grad, plan)
         threads = torch.get_num_threads()
-        written = _native(plan).spread(grad.data_ptr(), out.data_ptr(), 1, grad.shape[1], threads)
+        written = native_of(plan).spread(grad.data_ptr(), out.data_ptr(), 1, grad.shape[1], threads)
         assert written, "one segment sees a row, so it is written once"
         return out, None
 
