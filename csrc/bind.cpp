@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bags.h"
 #include "dispatch.h"
 
 namespace nb = nanobind;
@@ -28,6 +29,52 @@ NB_MODULE(_native, m) {
               poolkit::activation_gradient(name, dtype, parameter, reinterpret_cast<void*>(grad),
                                            reinterpret_cast<const void*>(x), n, threads);
           });
+
+    // Addresses of contiguous arrays, 0 for those that are not there, as for plans below.
+    m.def("pool_bags", [](const std::string& reduction, const std::string& dtype, double parameter,
+                          uintptr_t table, uintptr_t other, uintptr_t index, uintptr_t begin,
+                          uintptr_t count, int64_t bags, int64_t width, int64_t entries,
+                          uintptr_t weights, uintptr_t divisors, uintptr_t out, uintptr_t codes,
+                          int threads) {
+        nb::gil_scoped_release release;
+        poolkit::pool_bags(
+            reduction, dtype,
+            {reinterpret_cast<const void*>(table), reinterpret_cast<const void*>(other),
+             reinterpret_cast<const int64_t*>(index), reinterpret_cast<const int64_t*>(begin),
+             reinterpret_cast<const int64_t*>(count), bags, width, entries,
+             reinterpret_cast<const void*>(weights), reinterpret_cast<const void*>(divisors),
+             parameter, reinterpret_cast<void*>(out), reinterpret_cast<int32_t*>(codes), 0, 0},
+            threads);
+    });
+    m.def("scatter_bags", [](const std::string& dtype, uintptr_t grad, uintptr_t codes,
+                             uintptr_t index, uintptr_t begin, uintptr_t count, int64_t bags,
+                             int64_t width, uintptr_t weights, uintptr_t out, int threads) {
+        nb::gil_scoped_release release;
+        poolkit::Bags described{};
+        described.table = reinterpret_cast<const void*>(grad);
+        described.index = reinterpret_cast<const int64_t*>(index);
+        described.begin = reinterpret_cast<const int64_t*>(begin);
+        described.count = reinterpret_cast<const int64_t*>(count);
+        described.bags = bags;
+        described.width = width;
+        described.weights = reinterpret_cast<const void*>(weights);
+        described.out = reinterpret_cast<void*>(out);
+        described.codes = reinterpret_cast<int32_t*>(codes);
+        poolkit::scatter_bags(dtype, described, threads);
+    });
+    m.def("transpose_bags", [](uintptr_t index, uintptr_t begin, uintptr_t count, int64_t bags,
+                               int64_t rows, uintptr_t begin_of, uintptr_t count_of,
+                               uintptr_t entry, uintptr_t bag) {
+        nb::gil_scoped_release release;
+        poolkit::Bags described{};
+        described.index = reinterpret_cast<const int64_t*>(index);
+        described.begin = reinterpret_cast<const int64_t*>(begin);
+        described.count = reinterpret_cast<const int64_t*>(count);
+        described.bags = bags;
+        poolkit::transpose_bags(described, rows, reinterpret_cast<int64_t*>(begin_of),
+                                reinterpret_cast<int64_t*>(count_of),
+                                reinterpret_cast<int64_t*>(entry), reinterpret_cast<int64_t*>(bag));
+    });
 
     nb::class_<poolkit::Plan>(m, "Plan")
         .def(

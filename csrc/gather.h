@@ -187,11 +187,26 @@ class Gather {
         }
     }
 
+    template <class L>
+    void put_vectors(const Taps<L>& window, int64_t column, O* out) {
+        if constexpr (same<O, F>) {
+            R::template several_lanes_of<F>(window, column, numbers, out);
+        } else {
+            F results[R::together * lanes<F>];
+            R::template several_lanes_of<F>(window, column, numbers, results);
+            for (int i = 0; i < R::together * lanes<F>; i += lanes<F>)
+                store<F>(out + i, load<F>(results + i));
+        }
+    }
+
     // n windows, beside each other at the columns from `column` on.
     template <class L>
     void put_windows(const Taps<L>& window, int64_t column, int64_t n, O* out) {
         constexpr int64_t width = lanes<A>;
         int64_t i = 0;
+        if constexpr (R::together > 1)
+            for (; i + R::together * width <= n; i += R::together * width)
+                put_vectors(window, column + i, out + i);
         for (; i + width <= n; i += width) put_vector(window, column + i, out + i);
         if (i == n) return;
         F results[width];
@@ -212,7 +227,7 @@ class Gather {
     }
 
     void nothing_seen(int64_t n, O* out) {
-        for (int64_t i = 0; i < n; ++i) out[i] = narrow<O>(static_cast<F>(__builtin_nan("")));
+        for (int64_t i = 0; i < n; ++i) out[i] = narrow<O>(R::template nothing<F>);
     }
 
     // Channels [c0, c1) of one output.

@@ -108,6 +108,37 @@ struct Stripe {
     int64_t out, outputs;
 };
 
+// Bags: for each, rows of a table that are named by `count` entries of an index from `begin` on.
+struct Bags {
+    const void* table;     // (rows, width)
+    const void* other;     // (bags, width), for inner products
+    const int64_t* index;  // one row for each entry, or null: entry e is row e
+    const int64_t *begin, *count;
+    int64_t bags, width;
+    int64_t entries;       // of the index
+    const void* weights;   // one for each entry, in float32 or float64, or null
+    const void* divisors;  // one for each bag, the same, or null
+    double parameter;
+    void* out;
+    int32_t* codes;       // which entry of its bag each value is from, or null
+    int64_t first, last;  // one thread's part: bags, or columns
+};
+
+struct BagKernels {
+    const char* dtype;
+    void (*sum)(const Bags&);
+    void (*max)(const Bags&);
+    void (*min)(const Bags&);
+    void (*soft)(const Bags&);
+    void (*products)(const Bags&);  // (entries), in float32 or float64
+    void (*scatter)(const Bags&);   // table: the gradient; columns [first, last) of all bags
+};
+
+struct BagTable {
+    const BagKernels* kernels;
+    int count;
+};
+
 struct Table {
     const char* isa;
     const Kernel* kernels;
@@ -118,6 +149,7 @@ struct Table {
     const Activation* activations;
     int activation_count;
     Stripe (*stripe_of)(const Geometry&, int64_t inner, int64_t first, int64_t last);
+    const BagTable* bags;
 };
 
 }  // namespace poolkit

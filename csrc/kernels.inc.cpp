@@ -127,8 +127,11 @@ constexpr poolkit::Activation kActivations[] = {POOLKIT_ACTIVATIONS(POOLKIT_ACTI
 #define POOLKIT_NAME(x) POOLKIT_STRING(x)
 #define POOLKIT_JOIN(a, b) a##b
 #define POOLKIT_SYMBOL(isa) POOLKIT_JOIN(poolkit_table_, isa)
+#define POOLKIT_BAG_SYMBOL(isa) POOLKIT_JOIN(poolkit_bags_, isa)
 
 }  // namespace
+
+extern "C" const poolkit::BagTable POOLKIT_BAG_SYMBOL(POOLKIT_ISA);  // bags.inc.cpp
 
 extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA);
 extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA) = {
@@ -140,4 +143,5 @@ extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA) = {
     sizeof kScatters / sizeof kScatters[0],
     kActivations,
     sizeof kActivations / sizeof kActivations[0],
-    stripe_of};
+    stripe_of,
+    &POOLKIT_BAG_SYMBOL(POOLKIT_ISA)};

@@ -179,7 +179,7 @@ POOLKIT_INLINE Vec<A> load(const S* from) {
         return (Vec<float>)(wide << 16);
     } else if constexpr (same<S, Float16>) {
 #if defined(__AVX512F__)
-        return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+        return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from));
 #elif defined(__F16C__)
         return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
 #else

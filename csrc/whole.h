@@ -19,31 +19,72 @@ struct Taps {
     POOLKIT_INLINE int64_t count() const { return row_count * taps; }
 };
 
-// A sum in a fixed order: chains of kChain terms, joined as a tree.
-template <class V>
-struct TreeSum {
-    V chain{};
+// What is put together in a fixed order: chains of kChain values, joined as a tree. A part begins
+// as `Part{}`; `add` puts a value to it, and `after` joins it to what came before.
+template <class Part>
+struct Tree {
+    Part chain{};
     int64_t length = 0, chains = 0;
-    V level[40];
+    Part level[40];
 
-    POOLKIT_INLINE void add(V v) {
-        chain += v;
+    // Any more arguments are those of the part's own `add`.
+    template <class V, class... More>
+    POOLKIT_INLINE void add(V v, More... more) {
+        chain.add(v, more...);
         if (++length == kChain) close();
     }
     POOLKIT_ONCE void close() {
-        V sum = chain;
+        Part part = chain;
         int i = 0;
-        for (int64_t carried = chains++; carried & 1; carried >>= 1) sum = level[i++] + sum;
-        level[i] = sum;
-        chain = V{};
+        for (int64_t carried = chains++; carried & 1; carried >>= 1) part = part.after(level[i++]);
+        level[i] = part;
+        chain = Part{};
         length = 0;
     }
-    POOLKIT_INLINE V total() const {
-        V sum = chain;
+    POOLKIT_INLINE Part total() const {
+        Part part = chain;
+        bool begun = length > 0;
         int i = 0;
         for (int64_t rest = chains; rest; rest >>= 1, ++i)
-            if (rest & 1) sum = level[i] + sum;
-        return sum;
+            if (rest & 1) {
+                part = begun ? part.after(level[i]) : level[i];
+                begun = true;
+            }
+        return part;
+    }
+};
+
+template <class V>
+struct Total {
+    V sum;
+    POOLKIT_INLINE void add(V v) { sum += v; }
+    POOLKIT_INLINE Total after(const Total& before) const { return {before.sum + sum}; }
+};
+template <class V>
+struct TreeSum : Tree<Total<V>> {
+    POOLKIT_INLINE V total() const { return Tree<Total<V>>::total().sum; }
+};
+
+// The sum of the values, and that of the products of all pairs of them. An infinity counts as a
+// NaN, as times 0 it would be one.
+template <class A>
+struct Pairs {
+    Vec<A> sum, pairs;
+    POOLKIT_INLINE void add(Vec<A> x) {
+        pairs += (x - x) + sum * x;
+        sum += x;
+    }
+    // The first n lanes are values. The others are 0, and add nothing, not even to a sum that
+    // overflowed.
+    POOLKIT_INLINE void add(Vec<A> x, int n) {
+        const Vec<A> before = pairs;
+        add(x);
+        A lane[lanes<A>];
+        store<A>(lane, pairs);
+        pairs = load_first<A>(lane, n, before);
+    }
+    POOLKIT_INLINE Pairs after(const Pairs& before) const {
+        return {before.sum + sum, (before.pairs + pairs) + before.sum * sum};
     }
 };
 
@@ -91,6 +132,17 @@ struct WindowLanes {
             for (int k = 0; k < K; ++k) sums[k].add(t[k]);
         });
         for (int k = 0; k < K; ++k) total[k] = sums[k].total();
+    }
+    // The products of all pairs.
+    POOLKIT_INLINE Vec<A> pairs() const {
+        if (count() < kChain) {
+            Pairs<A> part{};
+            each([&](Vec<A> x) { part.add(x); });
+            return part.pairs;
+        }
+        Tree<Pairs<A>> tree;
+        each([&](Vec<A> x) { tree.add(x); });
+        return tree.total().pairs;
     }
     POOLKIT_INLINE bool has_nan() const {
         Watch<A> watch;
@@ -170,6 +222,27 @@ struct WindowLine {
             total[k] = broadcast<A>(fold_lanes_of(lane, [](A a, A b) { return a + b; }));
         }
     }
+    POOLKIT_INLINE Vec<A> pairs() const {
+        Tree<Pairs<A>> trees[wide / width];
+        Pairs<A> last[wide / width];
+        each([&](int part, Vec<A> x, int left) {
+            if (left < width)
+                trees[part].add(load_first<A>(values + n - left, left, Vec<A>{}), left);
+            else
+                trees[part].add(x);
+        });
+        for (int part = 0; part < wide / width; ++part) last[part] = trees[part].total();
+        for (int half = wide / width / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) last[i] = last[i + half].after(last[i]);
+        A lane[2][2 * width] = {};
+        for (int half = width / 2; half > 0; half /= 2) {
+            store<A>(lane[0], last[0].sum);
+            store<A>(lane[1], last[0].pairs);
+            const Pairs<A> behind{load<A>(lane[0] + half), load<A>(lane[1] + half)};
+            last[0] = behind.after(last[0]);
+        }
+        return broadcast<A>(last[0].pairs[0]);
+    }
     POOLKIT_INLINE bool has_nan() const {
         Watch<A> watch;
         each([&](int, Vec<A> x, int) { watch.nan(x, x); });
@@ -203,10 +276,17 @@ struct Numbers {
     double first, second;
 };
 
+// What a window that sees nothing gives, unless a reduction says otherwise.
+struct NanOfNothing {
+    template <class F>
+    static constexpr F nothing = static_cast<F>(__builtin_nan(""));
+};
+
 // A reduction of floats, of which only `reduce` remains to be written. A NaN must propagate.
 template <class R>
-struct Smooth {
+struct Smooth : NanOfNothing {
     static constexpr bool medians = false;
+    static constexpr int together = 1;
     template <class S>
     static constexpr bool accepts = is_float<S>;
     template <class S>
@@ -244,6 +324,55 @@ struct Std : Smooth<Std> {
         squares = (squares < Vec<A>{}) ? Vec<A>{} : squares;
         return square_root<A>(squares / broadcast<A>(freedom));
     }
+};
+
+// In one pass: each value times the sum of those before it. (Σx)² - Σx², halved, would cancel.
+// It is so little work that memory decides: four vectors of windows are taken together, so that
+// lines of channels are read as they lie (2.6 times as fast as one by one, for 26 lines of 64).
+struct BiInteraction : Smooth<BiInteraction> {
+    static constexpr int together = 4;
+    template <class F>
+    static constexpr F nothing = F(0);
+    template <class A, class Source>
+    static POOLKIT_INLINE Vec<A> reduce(const Source& source, const Numbers&) {
+        return source.pairs();
+    }
+    template <class A, class L>
+    static POOLKIT_ONCE void several_lanes_of(const Taps<L>& window, int64_t column, const Numbers&,
+                                              A* to) {
+        const auto put = [&](const auto& part) {
+            for (int k = 0; k < together; ++k) store<A>(to + k * lanes<A>, part.of[k].pairs);
+        };
+        const auto each = [&](auto add) {
+            for (int64_t r = 0; r < window.row_count; ++r)
+                for (int64_t t = 0; t < window.taps; ++t)
+                    add(window.rows[r] + window.offset[t] + column);
+        };
+        if (window.count() < kChain) {
+            Several<A> part{};
+            each([&](const L* x) { part.add(x); });
+            put(part);
+        } else {
+            Tree<Several<A>> tree;
+            each([&](const L* x) { tree.add(x); });
+            put(tree.total());
+        }
+    }
+
+  private:
+    template <class A>
+    struct Several {
+        Pairs<A> of[together];
+        template <class L>
+        POOLKIT_INLINE void add(const L* x) {
+            for (int k = 0; k < together; ++k) of[k].add(load<A>(x + k * lanes<A>));
+        }
+        POOLKIT_INLINE Several after(const Several& before) const {
+            Several all;
+            for (int k = 0; k < together; ++k) all.of[k] = of[k].after(before.of[k]);
+            return all;
+        }
+    };
 };
 
 // Where the largest value is infinite it is not subtracted: the exponentials are then 0 or
@@ -411,7 +540,8 @@ POOLKIT_INLINE void median_of(const Taps<L>& window, int64_t column, Vec<A>& low
 }
 
 template <class R>
-struct Ranked {
+struct Ranked : NanOfNothing {
+    static constexpr int together = 1;
     template <class S>
     using Accumulator = typename Countable<S>::type;
 

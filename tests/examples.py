@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 from poolkit.reductions import (
+    BiInteraction,
+    First,
     GeM,
+    Last,
     LogSumExp,
     Lp,
     Max,
@@ -16,6 +19,7 @@ from poolkit.reductions import (
     Quantile,
     Reduction,
     Soft,
+    SqrtN,
     Std,
     Sum,
     TopK,
@@ -38,6 +42,10 @@ REDUCTION_EXAMPLES: dict[type[Reduction], list[Reduction]] = {
     LogSumExp: [LogSumExp(), LogSumExp(r=3)],
     Soft: [Soft(), Soft(beta=0.25)],
     Std: [Std(), Std(correction=1)],
+    BiInteraction: [BiInteraction()],
+    SqrtN: [SqrtN()],
+    First: [First()],
+    Last: [Last()],
     Median: [Median()],
     Quantile: [Quantile(0), Quantile(0.3), Quantile(1)],
     TopK: [TopK(1), TopK(3)],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from poolkit.dtypes import DTYPES
-from poolkit.reductions import Lp, Max, Mean, Min, Reduction, Sum
+from poolkit.reductions import First, Last, Lp, Max, Mean, Min, Reduction, Sum
 from poolkit.reference import (
     Positions,
     adaptive_positions,
@@ -21,7 +21,14 @@ from poolkit.reference import (
 )
 from poolkit.windows import Adaptive, Global, Sliding, Window
 
-EXACT = (Max, Min, Sum, Mean)  # compared with ==, on inputs for which every step is exact
+EXACT = (
+    Max,
+    Min,
+    Sum,
+    Mean,
+    First,
+    Last,
+)  # compared with ==, on inputs for which every step is exact
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 

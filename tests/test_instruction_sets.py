@@ -16,6 +16,7 @@ import poolkit
 from poolkit.dtypes import DTYPES
 from poolkit.plan import plan_for
 from poolkit.reductions import (
+    BiInteraction,
     GeM,
     LogSumExp,
     Lp,
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("keep_settings")
 
 ISAS = poolkit.info()["available"]
 PLAIN = [Max(), Min(), Sum(), Mean(), Mean(count_include_pad=False), Lp(1), Lp(2), Lp(3)]
-WHOLE = [Std(), LogSumExp(2.0), Soft(), GeM(2.5), Median(), Quantile(0.3), TopK(3)]
+WHOLE = [Std(), BiInteraction(), LogSumExp(2.0), Soft(), GeM(2.5), Median(), Quantile(0.3), TopK(3)]
 NATIVE = [*PLAIN, Lp(1.5), *WHOLE]
 # The largest walks add nothing here and are slow on the baseline.
 CASES = [case for case in WALKS if "65536" not in case]

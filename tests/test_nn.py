@@ -15,9 +15,10 @@ torch = pytest.importorskip("torch")
 
 import poolkit  # noqa: E402
 import poolkit.nn  # noqa: E402
+from poolkit.nn import standard  # noqa: E402
 
-SHARED = [name for name in poolkit.nn.__all__ if hasattr(torch.nn, name)]
-OWN = [name for name in poolkit.nn.__all__ if name not in SHARED]
+SHARED = [name for name in standard.__all__ if hasattr(torch.nn, name)]
+OWN = [name for name in standard.__all__ if name not in SHARED]
 SIZES = {1: (12,), 2: (12, 10), 3: (6, 8, 10)}
 
 
@@ -104,7 +105,7 @@ def test_results(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in poolkit.nn.__all__ if name not in ("Pool", "SPPF")]
+    "name", [name for name in standard.__all__ if name not in ("Pool", "SPPF")]
 )
 def test_copies(name: str) -> None:
     arguments = () if name.startswith("Global") else (2, 2) if name.startswith("LP") else (2,)

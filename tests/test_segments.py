@@ -14,7 +14,8 @@ from poolkit.reductions import REDUCTIONS
 from poolkit.windows import Spans
 
 REDUCED = ["max", "min", "sum", "mean", "Lp(2)", "Lp(3.0)", "GeM(3)", "log_sum_exp", "soft", "std",
-           "median", "Quantile(0.3)", "TopK(2)"]  # fmt: skip
+           "median", "Quantile(0.3)", "TopK(2)", "first", "last", "sqrt_n",
+           "bi_interaction"]  # fmt: skip
 LENGTHS = [3, 0, 1, 40, 7, 0, 2]
 
 

@@ -28,7 +28,10 @@ from .functional import __all__ as _named
 from .kernels import info, num_threads, set_num_threads, use_isa
 from .reductions import (
     Activated,
+    BiInteraction,
+    First,
     GeM,
+    Last,
     LogSumExp,
     Lp,
     Max,
@@ -38,6 +41,7 @@ from .reductions import (
     Quantile,
     Reduction,
     Soft,
+    SqrtN,
     Std,
     Sum,
     TopK,
@@ -55,10 +59,13 @@ __all__ = [
     "Activated",
     "Activation",
     "Adaptive",
+    "BiInteraction",
     "Exp",
+    "First",
     "GeM",
     "Global",
     "Hardswish",
+    "Last",
     "LeakyReLU",
     "LogSumExp",
     "Lp",
@@ -80,6 +87,7 @@ __all__ = [
     "Sigmoid",
     "Sliding",
     "Soft",
+    "SqrtN",
     "Std",
     "Sum",
     "Tanh",
@@ -100,11 +108,30 @@ __all__ = [
 __all__ += _named
 
 # What needs torch is imported when it is first asked for: importing poolkit stays quick.
-_LAZY = {
+_LAZY: dict[str, tuple[str, str | None]] = {
     "nn": ("poolkit.nn", None),
     "inspect": ("poolkit.inspection", "inspect"),
     "optimize": ("poolkit.optimization", "optimize"),
 }
+_ROOMS = {
+    "recommenders.crossing": "bi_interaction fm_interaction",
+    "recommenders.interest": "decayed_mean",
+    "sequences.attentive": "attentive_pool attentive_stats segment_softmax",
+    "sequences.bags": "embedding_bag",
+    "sequences.kmax": "dynamic_k k_max_pool1d",
+    "sequences.merging": "token_merge token_unmerge",
+    "sequences.pooled_attention": "block_mean_attention",
+    "sequences.tokens": "token_pool token_unpool",
+    "vision.generalized": "gem_pool2d lse_pool2d median_pool2d quantile_pool2d soft_pool2d "
+    "std_pool2d top_k_pool2d",
+    "vision.multiscale": "spatial_pyramid_pool2d strip_pool2d",
+    "vision.ordered": "mode_pool2d rank_pool2d",
+    "vision.second_order": "bilinear_pool2d compact_bilinear_pool2d covariance_pool2d",
+}
+_LAZY |= {
+    name: (f"poolkit.{room}", name) for room, names in _ROOMS.items() for name in names.split()
+}
+__all__ += [name for names in _ROOMS.values() for name in names.split()]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,48 @@ def has_activation(name: str, dtype: str) -> bool: ...
 def activation_gradient(
     name: str, dtype: str, parameter: float, grad: int, x: int, n: int, threads: int, /
 ) -> None: ...
+def pool_bags(
+    reduction: str,
+    dtype: str,
+    parameter: float,
+    table: int,
+    other: int,
+    index: int,
+    begin: int,
+    count: int,
+    bags: int,
+    width: int,
+    entries: int,
+    weights: int,
+    divisors: int,
+    out: int,
+    codes: int,
+    threads: int,
+) -> None: ...
+def scatter_bags(
+    dtype: str,
+    grad: int,
+    codes: int,
+    index: int,
+    begin: int,
+    count: int,
+    bags: int,
+    width: int,
+    weights: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def transpose_bags(
+    index: int,
+    begin: int,
+    count: int,
+    bags: int,
+    rows: int,
+    begin_of: int,
+    count_of: int,
+    entry: int,
+    bag: int,
+) -> None: ...
 
 class Plan:
     def __init__(

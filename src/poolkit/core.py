@@ -12,6 +12,7 @@ import numpy as np
 from . import kernels
 from .activations import Activation
 from .arrays import Array, arrays_of, check_array, check_numpy, checked_numpy
+from .bags import pool_arrays
 from .composite import beyond_64_bits, composite, composite_indices
 from .dtypes import dtype_of
 from .errors import PoolError, PoolTypeError, PoolValueError, is_torch_tensor, is_traced
@@ -26,7 +27,7 @@ from .reductions import (
     as_reduction,
     inner_of,
 )
-from .windows import Segments, Window, as_window
+from .windows import Segments, Spans, Window, as_window
 
 __all__ = [
     "Explanation",
@@ -164,6 +165,20 @@ class _Numpy:
     @staticmethod
     def run_rows(rows: np.ndarray, plan: Plan) -> np.ndarray:
         return _run_numpy(plan, rows, channels_last=True)
+
+    @staticmethod
+    def run_bags(
+        rows: np.ndarray,
+        spans: Spans,
+        name: str,
+        weights: np.ndarray | None,
+        divisors: np.ndarray | None,
+        parameter: float,
+    ) -> np.ndarray:
+        threads = kernels.num_threads()
+        return pool_arrays(
+            rows, spans.begin, spans.count, name, weights, divisors, parameter, threads
+        )
 
     @staticmethod
     def pool(

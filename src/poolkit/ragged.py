@@ -7,6 +7,7 @@ every bit of the result, depends on the segments alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -15,20 +16,20 @@ import numpy as np
 from .arrays import Array, arrays_of, check_array
 from .composite import beyond_64_bits, composite
 from .dtypes import DTYPES, dtype_of
-from .errors import PoolValueError, is_torch_tensor
+from .errors import PoolTypeError, PoolValueError, is_torch_tensor
 from .plan import plan_of_spans
-from .reductions import Activated, Reduction
+from .reductions import Activated, Max, Mean, Min, Place, Reduction, Soft, SqrtN, Sum
 from .windows import Segments, Spans
 
-__all__ = ["in_buckets", "pool_segments"]
+__all__ = ["in_buckets", "pool_segments", "value_of_empty"]
 
 # Elements that are gathered at a time where there is no kernel.
 GATHERED = 2**24
 
 
 def pool_segments(x: Array, segments: Segments, reduction: Reduction, runner: Any) -> Array:
-    """See `poolkit.pool`. The runner has `check`, `runs_rows` and `run_rows` for this kind of
-    array."""
+    """See `poolkit.pool`. The runner has `check`, `runs_rows`, `run_rows` and `run_bags` for this
+    kind of array."""
     nested = is_torch_tensor(x) and x.is_nested
     if not nested:
         check_array(x)
@@ -37,16 +38,77 @@ def pool_segments(x: Array, segments: Segments, reduction: Reduction, runner: An
     begin, count = found.begin, found.count
     features = tuple(values.shape[1:])
     rows = values.reshape((values.shape[0], math.prod(features)))
-    if isinstance(reduction, Activated) and not reduction.fused:
+    if isinstance(reduction, Activated) and (not reduction.fused or found.weights is not None):
         reduction.result_dtype(dtype_of(rows))  # refuses what is not floating
         rows, reduction = reduction.first(rows)
+
+    def run(spans: Spans) -> Array:
+        if isinstance(reduction, Place):
+            return _take_place(rows, spans, reduction)
+        if found.weights is not None:
+            return _pool_weighted(rows, spans, found.weights, reduction, runner)
+        if isinstance(reduction, SqrtN) and dtype_of(rows).kind == "float":
+            roots = np.sqrt(spans.count.astype(np.float64))
+            return runner.run_bags(rows, spans, "sum", None, roots, 1.0)
+        return _pool_rows(rows, spans, segments, reduction, runner)
+
     present = count > 0
     some = Spans(len(rows), begin[present], count[present], 1, count[present])
     if present.all() and len(count):
-        out = _pool_rows(rows, some, segments, reduction, runner)
+        out = run(some)
     else:
-        out = _among_empty(rows, some, present, segments, reduction, runner)
+        out = _among_empty(rows, some, present, segments, reduction, run)
     return out.reshape((len(count), *features))
+
+
+def _take_place(rows: Array, spans: Spans, reduction: Place) -> Array:
+    """First and last values are rows."""
+    xp = arrays_of(rows)
+    place = spans.begin + (spans.count - 1) * reduction.last
+    return xp.take(rows, xp.index(place, rows), 0)
+
+
+def _pool_weighted(
+    rows: Array, spans: Spans, weights: Array, reduction: Reduction, runner: Any
+) -> Array:
+    """See the weights of `Segments`."""
+    result = reduction.result_dtype(dtype_of(rows))
+    name = {Sum: "sum", Mean: "sum", SqrtN: "sum", Max: "max", Min: "min", Soft: "soft"}.get(
+        type(reduction)
+    )
+    if name is None:
+        raise PoolTypeError(
+            f"weights have no meaning for {reduction}",
+            "Use Sum, Mean, SqrtN, Max, Min or Soft, or drop the weights",
+        )
+    if isinstance(reduction, Mean) and (reduction.divisor or reduction.result == "same"):
+        raise PoolTypeError(
+            f"{reduction} divides by something else than the weights", "Write Mean()"
+        )
+    if DTYPES[result].kind != "float":
+        raise PoolTypeError(
+            f"weights would make {result} of rows of integers", "Convert them to a floating dtype"
+        )
+    xp = arrays_of(rows)
+    rows = xp.cast(rows, result)
+    if is_torch_tensor(rows) != is_torch_tensor(weights):
+        weights = _like(rows, weights)
+    weights = xp.cast(weights, DTYPES[result].wide)
+    divisors = None
+    if isinstance(reduction, (Mean, SqrtN)):
+        powers = weights if isinstance(reduction, Mean) else weights * weights
+        divisors = runner.run_bags(powers[:, None], spans, "sum", None, None, 1.0)[:, 0]
+        divisors = divisors if isinstance(reduction, Mean) else xp.sqrt(divisors)
+    beta = float(reduction.beta) if isinstance(reduction, Soft) else 1.0
+    with np.errstate(all="ignore"):
+        return runner.run_bags(rows, spans, name, weights, divisors, beta)
+
+
+def _like(rows: Array, weights: Array) -> Array:
+    """The weights as the kind of array that the rows are."""
+    if not is_torch_tensor(rows):
+        return weights.detach().cpu().numpy()
+    return arrays_of(rows).index(np.ascontiguousarray(weights), rows)
 
 
 def _pool_rows(
@@ -71,20 +133,21 @@ def _among_empty(
     present: np.ndarray,
     segments: Segments,
     reduction: Reduction,
-    runner: Any,
+    run: Callable[[Spans], Array],
 ) -> Array:
     """The result where some segments, or all, have no rows."""
     result = reduction.result_dtype(dtype_of(rows))
-    value = _value_of_empty(segments, present, result)
+    value = value_of_empty(segments, present, result)
     xp = arrays_of(rows)
     # One row more than there are results, from which the empty segments are taken.
     nothing = xp.cast(xp.fill(xp.index(np.zeros((1, rows.shape[1])), rows), value), result)
-    pooled = [_pool_rows(rows, some, segments, reduction, runner)] if len(some.begin) else []
+    pooled = [run(some)] if len(some.begin) else []
     places = np.where(present, np.cumsum(present) - 1, len(some.begin))
     return xp.take(xp.join([*pooled, nothing], 0), xp.index(places, rows), 0)
 
 
-def _value_of_empty(segments: Segments, present: np.ndarray, result: str) -> float:
+def value_of_empty(segments: Segments, present: np.ndarray, result: str) -> float:
+    """What stands for a segment without rows, in the dtype `result`."""
     rule = segments.empty
     if rule == "error" and len(present):
         first = int(np.flatnonzero(~present)[0])

@@ -93,12 +93,16 @@ def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) 
     """
     numbers = [v.item() if hasattr(v, "item") else v for v in values]
     n = len(numbers)
+    if name in ("First", "Last") and numbers:
+        return numbers[0 if name == "First" else -1]
     if any(v != v for v in numbers):
         return math.nan
     if name in ("Max", "Min"):
         return (max if name == "Max" else min)(numbers) if numbers else None
     if name == "Sum":
         return _exact_sum(numbers)
+    if name == "SqrtN":
+        return _exact_sum(numbers) / math.sqrt(max(n, 1))
     if name == "Mean":
         divisor = options.get("divisor") or (
             padded if options.get("count_include_pad", True) else n
@@ -109,6 +113,10 @@ def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) 
     if name == "Lp":
         p = options["p"]
         return _exact_sum([abs(v) ** p for v in numbers]) ** (1 / p)
+    if name == "BiInteraction":
+        if any(math.isinf(v) for v in numbers):
+            return math.nan
+        return _exact_sum([a * b for a, b in itertools.combinations(numbers, 2)])
     if not numbers:
         return math.nan
     if name == "GeM":

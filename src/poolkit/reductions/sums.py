@@ -1,4 +1,4 @@
-"""Sum and mean."""
+"""Sum, mean, and what lies between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Kernel, Mergeable, Seen, State, check_flag, register, settle
 if TYPE_CHECKING:
     from ..windows import Spans
 
-__all__ = ["Mean", "Sum"]
+__all__ = ["Mean", "SqrtN", "Sum"]
 
 
 class Additive(Mergeable):
@@ -147,3 +147,30 @@ class Mean(Additive):
         low = total // n
         twice = 2 * (total - low * n)
         return low + ((twice > n) | ((twice == n) & (low % 2 == 1)))
+
+
+@register
+@dataclass(frozen=True, repr=False)
+class SqrtN(Additive):
+    """The sum divided by the square root of the number of values: between a sum, which grows with
+    the length, and a mean, in which long windows lie close together ("sqrtn" of embedding
+    combiners, "mean_sqrt_len" of sentence encoders; Reimers and Gurevych, "Sentence-BERT", 2019).
+
+    Padding never counts, and a window that sees nothing gives 0.
+
+    >>> import poolkit, numpy as np
+    >>> poolkit.pool(np.array([[1.0, 2.0, 3.0, 2.0]]), poolkit.Sliding(4), "sqrt_n")
+    array([[4.]])
+    """
+
+    summary: ClassVar[str] = "Σ x / sqrt(n)"
+
+    def working_dtype(self, dtype: DType) -> str:
+        return "float64" if dtype.kind == "bool" else dtype.wide
+
+    def finish(self, xp: Arrays, state: State, seen: Seen) -> Array:
+        total = state[0]
+        if dtype_of(total).kind == "int":
+            total = xp.cast(total, "float64")
+        count = xp.at_least(xp.cast(seen.inside, dtype_name(total)), 1.0)
+        return total / xp.sqrt(count) + 0.0

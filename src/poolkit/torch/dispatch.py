@@ -42,7 +42,7 @@ from .autograd import (
     apply,
 )
 from .plain import check, is_plain
-from .segments import run_rows, runs_rows
+from .segments import run_bags, run_rows, runs_rows
 
 __all__ = [
     "chain",
@@ -52,6 +52,7 @@ __all__ = [
     "pool",
     "pool_with_indices",
     "route",
+    "run_bags",
     "run_rows",
     "runs_rows",
 ]

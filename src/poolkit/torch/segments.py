@@ -17,10 +17,12 @@ from torch.autograd import forward_ad
 
 from ..plan import Plan
 from ..ragged import in_buckets
+from ..windows import Spans
+from .bags import pool_bags
 from .ops import codes_dtype, native_of
 from .plain import is_plain
 
-__all__ = ["run_rows", "runs_rows"]
+__all__ = ["run_bags", "run_rows", "runs_rows"]
 
 
 def runs_rows(rows: Tensor) -> bool:
@@ -37,6 +39,29 @@ def run_rows(rows: Tensor, plan: Plan) -> Tensor:
         run: Any = {"pick": _PickRows, "sum": _SumRows}.get(kind, _WholeRows)
         return run.apply(rows, plan)
     return _forward(rows, plan)
+
+
+def run_bags(
+    rows: Tensor,
+    spans: Spans,
+    name: str,
+    weights: Tensor | None,
+    divisors: Tensor | np.ndarray | None,
+    parameter: float,
+) -> Tensor:
+    """(segments, width) from (rows, width), weighted or divided by other numbers than counts."""
+
+    def there(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(rows.device)
+
+    if isinstance(divisors, np.ndarray):
+        divisors = there(divisors)
+    if weights is not None:
+        weights = weights.to(rows.device)
+    return pool_bags(
+        rows, None, there(spans.begin), there(spans.count), name,
+        weights=weights, divisors=divisors, parameter=parameter,
+    )  # fmt: skip
 
 
 def _forward(rows: Tensor, plan: Plan, codes: Tensor | None = None) -> Tensor:

@@ -25,11 +25,13 @@ class Rows:
     Attributes:
         values: (rows, *features).
         begin, count: the first row and the number of rows of each segment, 64-bit integers.
+        weights: one number for each row, or None.
     """
 
     values: Array
     begin: np.ndarray
     count: np.ndarray
+    weights: Array | None = None
 
 
 class Segments(Window):
@@ -57,6 +59,10 @@ class Segments(Window):
         ids: to which segment each row belongs, from 0.
         num_segments: how many segments `ids` may name; by default as many as the largest.
         empty: the result of a segment without rows: "zero", "nan", a number, or "error".
+        weights: a number for each row, in the shape of the ids, of the mask, or of the rows. Sums
+            are of weighted rows, means divide by the sum of the weights and `SqrtN` by the root of
+            the sum of their squares, a max or min is one of weighted rows, and for `Soft` weights
+            say how often a row is seen. Tensors may be learned: they get a gradient.
 
     All of these may be lists, NumPy arrays or torch tensors; they are read when the window is made,
     and what lies on another device is copied from it.
@@ -73,6 +79,9 @@ class Segments(Window):
            [10.]])
     >>> poolkit.pool(x, poolkit.Segments(ids=[2, 0, 2, 0]), "max").ravel()
     array([10.,  0.,  3.])
+    >>> poolkit.pool(x, poolkit.Segments(ids=[0, 0, 0, 1], weights=[1, 0, 3, 2]), "mean")
+    array([[ 2.5],
+           [10. ]])
     >>> padded = np.array([[[1.0], [2.0]], [[3.0], [0.0]]])
     >>> poolkit.pool(padded, poolkit.Segments(mask=[[True, True], [True, False]]), "sum").ravel()
     array([3., 3.])
@@ -87,6 +96,7 @@ class Segments(Window):
         ids: Any = None,
         num_segments: int | None = None,
         empty: str | float = "zero",
+        weights: Any = None,
     ) -> None:
         given = {"offsets": offsets, "lengths": lengths, "mask": mask, "ids": ids}
         named = [name for name in FORMS if given[name] is not None]
@@ -97,6 +107,7 @@ class Segments(Window):
         self.form = named[0] if named else None
         self.empty = _checked_rule(empty)
         self.num_segments = _checked_number(num_segments, self.form)
+        self.weights = _checked_weights(weights)
         self.given = _checked(self.form, given[self.form]) if self.form else np.zeros(0, np.int64)
         if self.form == "ids" and self.num_segments is not None and len(self.given):
             largest = int(self.given.max())
@@ -109,7 +120,8 @@ class Segments(Window):
     def __repr__(self) -> str:
         form = f"{self.form}=<{' x '.join(map(str, self.given.shape))}>" if self.form else ""
         rule = "" if self.empty == "zero" else f"empty={self.empty!r}"
-        return f"Segments({', '.join(filter(None, (form, rule)))})"
+        weights = "" if self.weights is None else "weights=<...>"
+        return f"Segments({', '.join(filter(None, (form, rule, weights)))})"
 
     @property
     def ndim(self) -> int:
@@ -152,8 +164,19 @@ class Segments(Window):
         if x.ndim < 1:
             raise PoolValueError("an input of rank 0 has no rows", "Give (rows, *features)")
         if self.form == "offsets":
-            return Rows(x, *self._runs(x.shape[0]))
+            return Rows(x, *self._runs(x.shape[0]), self._weights_of((x.shape[0],)))
         return self._rows_of_ids(x)
+
+    def _weights_of(self, shape: tuple[int, ...]) -> Array | None:
+        """The weights in one row, if there are any."""
+        if self.weights is None:
+            return None
+        if tuple(self.weights.shape) != shape:
+            raise PoolValueError(
+                f"weights of shape {tuple(self.weights.shape)} for rows of shape {shape}",
+                "Give one for each row",
+            )
+        return self.weights.reshape(-1)
 
     def _segments(self) -> int:
         if self.form == "offsets":
@@ -181,11 +204,11 @@ class Segments(Window):
         segments = self._segments()
         count = np.bincount(self.given, minlength=segments).astype(np.int64)
         begin = np.cumsum(count) - count
+        weights = self._weights_of((x.shape[0],))
         if (np.diff(self.given) < 0).any():
-            xp = arrays_of(x)
             order = np.argsort(self.given, kind="stable")
-            x = xp.take(x, xp.index(order, x), 0)
-        return Rows(x, begin, count)
+            x, weights = _taken(x, order), _taken(weights, order)
+        return Rows(x, begin, count, weights)
 
     def _rows_of_batch(self, x: Array) -> Rows:
         if x.ndim < 2:
@@ -195,6 +218,7 @@ class Segments(Window):
             )
         batch, time = x.shape[:2]
         values = x.reshape((batch * time, *x.shape[2:]))
+        weights = self._weights_of((batch, time))
         first = np.arange(batch, dtype=np.int64) * time
         if self.form == "lengths":
             if len(self.given) != batch:
@@ -207,7 +231,7 @@ class Segments(Window):
                     f"a length of {self.given.max()} is more than the {time} rows of a sequence",
                     "Lengths count the rows that are there",
                 )
-            return Rows(values, first, self.given)
+            return Rows(values, first, self.given, weights)
         if self.given.shape != (batch, time):
             raise PoolValueError(
                 f"the mask has shape {self.given.shape}, the batch {(batch, time)}",
@@ -217,10 +241,10 @@ class Segments(Window):
         start = self.given.argmax(axis=1) if time else np.zeros(batch, np.int64)
         behind = time - self.given[:, ::-1].argmax(axis=1) if time else start
         if (np.where(count > 0, behind - start, 0) == count).all():
-            return Rows(values, first + start, count)
-        xp = arrays_of(values)
+            return Rows(values, first + start, count, weights)
         kept = np.flatnonzero(self.given)
-        return Rows(xp.take(values, xp.index(kept, values), 0), np.cumsum(count) - count, count)
+        begin = np.cumsum(count) - count
+        return Rows(_taken(values, kept), begin, count, _taken(weights, kept))
 
     def _rows_of_nested(self, x: Array) -> Rows:
         if self.form is not None:
@@ -235,7 +259,8 @@ class Segments(Window):
             if not parts:
                 raise PoolValueError("a nested tensor without parts has no shape", "Add parts")
             count = np.array([len(part) for part in parts], dtype=np.int64)
-            return Rows(torch.cat(parts), np.cumsum(count) - count, count)
+            weights = self._weights_of((int(count.sum()),))
+            return Rows(torch.cat(parts), np.cumsum(count) - count, count, weights)
         offsets = _integers("offsets", x.offsets())
         lengths = x.lengths()
         count = np.diff(offsets) if lengths is None else _integers("lengths", lengths)
@@ -244,7 +269,7 @@ class Segments(Window):
                 "the parts of this nested tensor are ragged along another axis than their first",
                 "Transpose it back",
             )
-        return Rows(x.values(), offsets[:-1], count)
+        return Rows(x.values(), offsets[:-1], count, self._weights_of((len(x.values()),)))
 
 
 def _checked(form: str, value: Any) -> np.ndarray:
@@ -274,6 +299,27 @@ def _checked(form: str, value: Any) -> np.ndarray:
     return numbers
 
 
+def _taken(x: Array | None, places: np.ndarray) -> Array | None:
+    if x is None:
+        return None
+    xp = arrays_of(x)
+    return xp.take(x, xp.index(places, x), 0)
+
+
+def _checked_weights(weights: Any) -> Array | None:
+    if weights is None:
+        return None
+    array: Any = weights if is_torch_tensor(weights) else np.asarray(weights)
+    kind = array.is_floating_point() if is_torch_tensor(array) else array.dtype.kind == "f"
+    if kind:
+        return array
+    if is_torch_tensor(array) or array.dtype.kind not in "iub":
+        raise PoolTypeError(
+            f"weights must be floating, got {dtype_name(array)}", "Convert them first"
+        )
+    return array.astype(np.float64)
+
+
 def _as_numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if is_torch_tensor(value) else np.asarray(value)
 
@@ -289,6 +335,8 @@ def _integers(form: str, value: Any) -> np.ndarray:
 
 
 def _checked_mask(value: Any) -> np.ndarray:
+    if is_torch_tensor(value) and value.is_floating_point():
+        value = value.float()  # NumPy has no bfloat16
     array = _as_numpy(value)
     if array.ndim != 2:
         raise PoolTypeError(

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from . import functional
-from .activations import Activation
-from .arrays import Array
-from .core import pool
-from .errors import MissingExtraError
-from .reductions import Reduction, activated, as_reduction
-from .windows import Window, as_window
+from .. import functional
+from ..activations import Activation
+from ..arrays import Array
+from ..core import pool
+from ..errors import MissingExtraError
+from ..reductions import Reduction, activated, as_reduction
+from ..windows import Window, as_window
 
 try:
     from torch import nn

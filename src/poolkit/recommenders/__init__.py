@@ -1,0 +1,1 @@
+"""Pooling of features and of behaviour, for recommenders."""

@@ -1,0 +1,1 @@
+"""Pooling of sequences, bags and tokens."""

@@ -1,0 +1,863 @@
+"""Poolings between the average and the maximum, and by rank: short names for reductions, and
+modules whose sharpness is learned.
+
+The gradients of Soft, GeM and LogSumExp are made from the input alone, tap by tap of the window,
+so that no memory grows with it. GeM is the LogSumExp of logarithms, so both are one function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from ..arrays import Array, arrays_of
+from ..core import pool
+from ..dtypes import dtype_of
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from ..functional import Size, check_rank, new_sliding, sliding
+from ..reductions import GeM, LogSumExp, Max, Median, Quantile, Reduction, Soft, Std, Sum, TopK
+from ..torch.autograd import apply
+from ..torch.plain import check
+from ..windows import Global, Sliding, Window
+from .registry import listed
+
+__all__ = [
+    "GeMPool2d",
+    "GlobalGeMPool2d",
+    "LSEPool2d",
+    "MedianPool2d",
+    "QuantilePool2d",
+    "SoftPool2d",
+    "StdPool2d",
+    "TopKPool2d",
+    "gem_pool2d",
+    "lse_pool2d",
+    "median_pool2d",
+    "quantile_pool2d",
+    "soft_pool2d",
+    "std_pool2d",
+    "top_k_pool2d",
+]
+
+# A learned exponent or sharpness counts as this where it is less: log(mean) / k would cancel.
+LEAST = 1e-3
+PLACE = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+def soft_pool2d(
+    input: Array,
+    kernel_size: Size | None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    beta: float = 1.0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """The mean of each window, weighted by the softmax of its values: Σ x exp(β x) / Σ exp(β x).
+
+    The largest value is subtracted first, so it is finite for every finite input.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), a NumPy array or a tensor.
+        kernel_size: positions of a window; None for one window of all positions.
+        stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+        beta: the sharpness, above 0; towards the max for large values.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    Source: Stergiou, Poppe and Kalliatakis, "Refining activation downsampling with SoftPool"
+    (2021).
+
+    >>> import numpy as np
+    >>> soft_pool2d(np.array([[[0.0, np.log(3.0)]]]), (1, 2)).round(4)  # 3/4 log 3
+    array([[[0.824]]])
+    """
+    try:
+        reduction = Soft(beta)
+        window = _window(input, reduction, kernel_size, stride, padding, dilation, ceil_mode)
+        if is_torch_tensor(input) and _differentiates(check(input)):
+            soft: Tensor = apply(_Soft, input, float(beta), window)
+            return soft
+        return pool(input, window, reduction, ndim=2)
+    except PoolError as error:
+        raise error.during(f"{describe(input)} by soft_pool2d") from None
+
+
+def gem_pool2d(
+    input: Array,
+    kernel_size: Size | None = None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    p: float | Tensor = 3.0,
+    eps: float = 1e-6,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """The generalised mean of each window: (Σ max(x, ε)^p / n)^(1/p).
+
+    For p = 1 it is the mean, for large p it tends to the max. Powers are taken relative to the
+    largest value of each window, so that none overflows or vanishes.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), a NumPy array or a tensor.
+        kernel_size: positions of a window; None for one window of all positions.
+        stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+        p: the exponent, above 0. A tensor, of one element or of one for each channel, has a
+            gradient, and counts as 0.001 where it is less.
+        eps: smaller values are raised to this, above 0.
+
+    Raises:
+        PoolError: for shapes, sizes, dtypes and exponents that cannot be pooled with.
+
+    Source: Radenovic, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation"
+    (2018).
+
+    >>> import numpy as np
+    >>> gem_pool2d(np.array([[[1.0, 7.0]]]), p=2).round(6)
+    array([[[5.]]])
+    """
+    try:
+        _check_eps(eps)
+        reduction = GeM(3.0 if isinstance(p, Tensor) else p)
+        window = _window(input, reduction, kernel_size, stride, padding, dilation, ceil_mode)
+        return _log_mean_exp(input, p, "p", window, eps)
+    except PoolError as error:
+        raise error.during(f"{describe(input)} by gem_pool2d") from None
+
+
+def lse_pool2d(
+    input: Array,
+    kernel_size: Size | None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    r: float | Tensor = 1.0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """The logarithm of the mean exponential of each window: log(Σ exp(r x) / n) / r.
+
+    For small r it tends to the mean, for large r to the max. The largest value is subtracted
+    first, so it is finite for every finite input.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), a NumPy array or a tensor.
+        kernel_size: positions of a window; None for one window of all positions.
+        stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+        r: the sharpness, above 0. A tensor, of one element or of one for each channel, has a
+            gradient, and counts as 0.001 where it is less.
+
+    Raises:
+        PoolError: for shapes, sizes, dtypes and a sharpness that cannot be pooled with.
+
+    Source: Pinheiro and Collobert, "From image-level to pixel-level labeling with convolutional
+    networks" (2015).
+
+    >>> import numpy as np
+    >>> lse_pool2d(np.array([[[0.0, np.log(3.0)]]]), (1, 2)).round(4)  # log 2
+    array([[[0.6931]]])
+    """
+    try:
+        reduction = LogSumExp(1.0 if isinstance(r, Tensor) else r)
+        window = _window(input, reduction, kernel_size, stride, padding, dilation, ceil_mode)
+        return _log_mean_exp(input, r, "r", window, None)
+    except PoolError as error:
+        raise error.during(f"{describe(input)} by lse_pool2d") from None
+
+
+def median_pool2d(
+    input: Array,
+    kernel_size: Size | None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """The middle value of each window, or the mean of the two middle ones.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), a NumPy array or a tensor.
+        kernel_size: positions of a window; None for one window of all positions.
+        stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    Source: Tukey, "Exploratory data analysis" (1977).
+
+    >>> import numpy as np
+    >>> median_pool2d(np.array([[[9.0, 1.0, 2.0]]]), (1, 3))
+    array([[[2.]]])
+    """
+    at = kernel_size, stride, padding, dilation, ceil_mode
+    return _pooled("median_pool2d", input, at, Median)
+
+
+def quantile_pool2d(
+    input: Array,
+    kernel_size: Size | None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    *,
+    q: float,
+) -> Array:
+    """The value of each window below which a share q of it lies.
+
+    Args: as for `median_pool2d`, and
+        q: from 0 (the min) by 0.5 (the median) to 1 (the max), interpolated between ranks.
+
+    Raises:
+        PoolError: for shapes, sizes, dtypes and shares that cannot be pooled with.
+
+    Source: Hyndman and Fan, "Sample quantiles in statistical packages" (1996), definition 7.
+
+    >>> import numpy as np
+    >>> quantile_pool2d(np.array([[[4.0, 1.0, 3.0]]]), (1, 3), q=0.75)
+    array([[[3.5]]])
+    """
+    at = kernel_size, stride, padding, dilation, ceil_mode
+    return _pooled("quantile_pool2d", input, at, Quantile, q)
+
+
+def std_pool2d(
+    input: Array,
+    kernel_size: Size | None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    correction: int = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """The standard deviation of each window: sqrt(Σ (x - x̄)² / (n - c)).
+
+    Args: as for `median_pool2d`, and
+        correction: c, 1 for the estimate from a sample.
+
+    Raises:
+        PoolError: for shapes, sizes and dtypes that cannot be pooled.
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances" (1979).
+
+    >>> import numpy as np
+    >>> std_pool2d(np.array([[[1.0, 3.0, 5.0, 5.0]]]), (1, 2))
+    array([[[1., 0.]]])
+    """
+    at = kernel_size, stride, padding, dilation, ceil_mode
+    return _pooled("std_pool2d", input, at, Std, correction)
+
+
+def top_k_pool2d(
+    input: Array,
+    kernel_size: Size | None,
+    stride: Size | None = None,
+    padding: Any = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    *,
+    k: int,
+) -> Array:
+    """The mean of the k largest values of each window.
+
+    Args: as for `median_pool2d`, and
+        k: 1 for the max; a window that sees fewer values takes all of them.
+
+    Raises:
+        PoolError: for shapes, sizes, dtypes and numbers that cannot be pooled with.
+
+    Source: Durand, Thome and Cord, "WELDON: weakly supervised learning of deep convolutional
+    neural networks" (2016).
+
+    >>> import numpy as np
+    >>> top_k_pool2d(np.array([[[1.0, 4.0, 2.0]]]), (1, 3), k=2)
+    array([[[3.]]])
+    """
+    at = kernel_size, stride, padding, dilation, ceil_mode
+    return _pooled("top_k_pool2d", input, at, TopK, k)
+
+
+# --- modules ------------------------------------------------------------------------------------
+
+
+class _Placed(nn.Module):
+    """What has a window: it is checked when it is made."""
+
+    function: Any
+    shown: tuple[str, ...] = ()
+    """The options beside the window, which are the function's keywords too."""
+
+    def __init__(
+        self,
+        kernel_size: Size | None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+        if kernel_size is not None:
+            new_sliding(2, kernel_size, stride, padding, dilation, ceil_mode)
+
+    def forward(self, input: Array) -> Array:
+        options = {name: getattr(self, name) for name in (*PLACE, *self.shown)}
+        return type(self).function(input, **options)
+
+    def extra_repr(self) -> str:
+        told = (
+            ("kernel_size",) if self.kernel_size is None else ("kernel_size", "stride", "padding")
+        )
+        return ", ".join(f"{name}={told_of(getattr(self, name))}" for name in (*told, *self.shown))
+
+
+@listed(
+    "soft",
+    kind="window",
+    formula="Σ x exp(β x) / Σ exp(β x)",
+    gradient="softmax(β x) · (1 + β (x - y)): to all values, most to the largest",
+    cost="one exponential for each value and window, one more in the gradient; input kept",
+    paper="Stergiou et al. 2021, Refining activation downsampling with SoftPool",
+)
+class SoftPool2d(_Placed):
+    """`soft_pool2d` as a module.
+
+    Args: as for `soft_pool2d`.
+
+    >>> SoftPool2d(2)(torch.full((1, 1, 2, 2), 1e30))
+    tensor([[[[1.0000e+30]]]])
+    """
+
+    function = staticmethod(soft_pool2d)
+    shown = ("beta",)
+
+    def __init__(
+        self,
+        kernel_size: Size | None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        beta: float = 1.0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        self.beta = Soft(beta).beta
+
+
+@listed(
+    "gem_window",
+    kind="window",
+    formula="(Σ max(x, ε)^p / n)^(1/p)",
+    parameters="p: 1, or C with per_channel",
+    gradient="(x / y)^(p-1) / n: to all values, most to the largest",
+    cost="a logarithm and an exponential for each value and window, two in the gradient",
+    paper="Radenovic et al. 2018, Fine-tuning CNN image retrieval with no human annotation",
+)
+class GeMPool2d(_Placed):
+    """`gem_pool2d` as a module, whose exponent is learned.
+
+    Args:
+        kernel_size, stride, padding, dilation, ceil_mode: as for `gem_pool2d`: without a
+            kernel_size it pools all positions, to (N, C, 1, 1).
+        p: the exponent, or what it is to begin with.
+        learned: whether p is a parameter, of shape (1,).
+        per_channel, channels: whether it has one number for each channel, and how many these are.
+        eps: smaller values are raised to this, above 0.
+
+    Raises:
+        PoolError: for numbers out of range, and for per_channel without channels.
+
+    >>> pool = GeMPool2d(per_channel=True, channels=8)
+    >>> pool(torch.rand(2, 8, 7, 7)).shape, pool.p.shape
+    (torch.Size([2, 8, 1, 1]), torch.Size([8]))
+    >>> GeMPool2d(2, p=4.0, learned=False)
+    GeMPool2d(kernel_size=2, stride=2, padding=0, p=4.0, eps=1e-06)
+    """
+
+    function = staticmethod(gem_pool2d)
+    shown = ("p", "eps")
+
+    def __init__(
+        self,
+        kernel_size: Size | None = None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        p: float = 3.0,
+        learned: bool = True,
+        per_channel: bool = False,
+        channels: int | None = None,
+        eps: float = 1e-6,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        _check_eps(eps)
+        self.eps = float(eps)
+        self.p = learnable("p", GeM(p, eps).p, learned, per_channel, channels)
+
+
+@listed(
+    "gem",
+    kind="global",
+    formula="(Σ max(x, ε)^p / n)^(1/p)",
+    parameters="p: 1, or C with per_channel",
+    gradient="(x / y)^(p-1) / n: to all values, most to the largest",
+    cost="a logarithm and an exponential for each value, two in the gradient",
+    paper="Radenovic et al. 2018, Fine-tuning CNN image retrieval with no human annotation",
+)
+class GlobalGeMPool2d(GeMPool2d):
+    """`GeMPool2d` of all positions: (N, C, H, W) to (N, C, 1, 1).
+
+    Args: as for `GeMPool2d`, without a window.
+
+    >>> GlobalGeMPool2d()(torch.ones(2, 8, 7, 7)).shape
+    torch.Size([2, 8, 1, 1])
+    """
+
+    def __init__(
+        self,
+        p: float = 3.0,
+        learned: bool = True,
+        per_channel: bool = False,
+        channels: int | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__(p=p, learned=learned, per_channel=per_channel, channels=channels, eps=eps)
+
+
+@listed(
+    "lse",
+    kind="window",
+    formula="log(Σ exp(r x) / n) / r",
+    parameters="none; with learned r: 1, or C with per_channel",
+    gradient="softmax(r x): to all values, most to the largest",
+    cost="one exponential for each value and window, one more in the gradient",
+    paper="Pinheiro and Collobert 2015, From image-level to pixel-level labeling with CNNs",
+)
+class LSEPool2d(_Placed):
+    """`lse_pool2d` as a module.
+
+    Args:
+        kernel_size, stride, padding, dilation, ceil_mode: as for `lse_pool2d`.
+        r: the sharpness, or what it is to begin with.
+        learned: whether r is a parameter, of shape (1,).
+        per_channel, channels: whether it has one number for each channel, and how many these are.
+
+    Raises:
+        PoolError: for numbers out of range, and for per_channel without channels.
+
+    >>> LSEPool2d(2, r=5.0)(torch.full((1, 1, 2, 2), 1000.0))
+    tensor([[[[1000.]]]])
+    """
+
+    function = staticmethod(lse_pool2d)
+    shown = ("r",)
+
+    def __init__(
+        self,
+        kernel_size: Size | None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        r: float = 1.0,
+        learned: bool = False,
+        per_channel: bool = False,
+        channels: int | None = None,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        self.r = learnable("r", LogSumExp(r).r, learned, per_channel, channels)
+
+
+@listed(
+    "median",
+    kind="window",
+    formula="value of rank (n - 1) / 2",
+    gradient="the middle value, or half to each of the two",
+    cost="a sorting network for each window; the gradient gathers the windows",
+    paper="Tukey 1977, Exploratory data analysis",
+)
+class MedianPool2d(_Placed):
+    """`median_pool2d` as a module.
+
+    Args: as for `median_pool2d`.
+
+    >>> MedianPool2d(3, stride=1, padding=1)(torch.eye(3)[None]).sum()  # no position stands out
+    tensor(1.)
+    """
+
+    function = staticmethod(median_pool2d)
+
+
+@listed(
+    "quantile",
+    kind="window",
+    formula="value of rank q (n - 1), between neighbours",
+    gradient="the two values that it lies between, by distance",
+    cost="as median",
+    paper="Hyndman and Fan 1996, Sample quantiles in statistical packages",
+    q=0.75,
+)
+class QuantilePool2d(_Placed):
+    """`quantile_pool2d` as a module.
+
+    Args: as for `quantile_pool2d`.
+
+    >>> QuantilePool2d((1, 3), q=0.75)(torch.tensor([[[4.0, 1.0, 3.0]]]))
+    tensor([[[3.5000]]])
+    """
+
+    function = staticmethod(quantile_pool2d)
+    shown = ("q",)
+
+    def __init__(
+        self,
+        kernel_size: Size | None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+        *,
+        q: float,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        self.q = Quantile(q).q
+
+
+@listed(
+    "std",
+    kind="window",
+    formula="sqrt(Σ (x - x̄)² / (n - c))",
+    gradient="(x - x̄) / (y (n - c)), and 0 where y is 0",
+    cost="two passes over each window",
+    paper="Chan et al. 1979, Updating formulae and a pairwise algorithm for sample variances",
+)
+class StdPool2d(_Placed):
+    """`std_pool2d` as a module.
+
+    Args: as for `std_pool2d`.
+
+    >>> StdPool2d((1, 2))(torch.tensor([[[1.0, 3.0, 5.0, 5.0]]]))
+    tensor([[[1., 0.]]])
+    """
+
+    function = staticmethod(std_pool2d)
+    shown = ("correction",)
+
+    def __init__(
+        self,
+        kernel_size: Size | None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        correction: int = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        self.correction = Std(correction).correction
+
+
+@listed(
+    "top_k",
+    kind="window",
+    formula="mean of the k largest",
+    gradient="1/k to each of the k largest",
+    cost="as median",
+    paper="Durand et al. 2016, WELDON: weakly supervised learning of deep CNNs",
+    k=2,
+)
+class TopKPool2d(_Placed):
+    """`top_k_pool2d` as a module.
+
+    Args: as for `top_k_pool2d`.
+
+    >>> TopKPool2d((1, 3), k=2)(torch.tensor([[[1.0, 4.0, 2.0]]]))
+    tensor([[[3.]]])
+    """
+
+    function = staticmethod(top_k_pool2d)
+    shown = ("k",)
+
+    def __init__(
+        self,
+        kernel_size: Size | None,
+        stride: Size | None = None,
+        padding: Any = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+        *,
+        k: int,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        self.k = TopK(k).k
+
+
+# --- what is learned ----------------------------------------------------------------------------
+
+
+def learnable(
+    name: str, value: float, learned: bool, per_channel: bool, channels: int | None
+) -> float | nn.Parameter:
+    """A number of a module, or the parameter that begins with it: (1,), or (channels,)."""
+    if per_channel and not learned:
+        raise PoolValueError(f"{name} for each channel is a parameter", "Give learned=True")
+    if per_channel and channels is None:
+        raise PoolValueError(f"{name} for each channel needs their number", "Give channels=...")
+    if not learned:
+        return value
+    return nn.Parameter(torch.full((_channels(channels) if per_channel else 1,), float(value)))
+
+
+def told_of(value: Any) -> Any:
+    """An option, or how many numbers of it are learned."""
+    return f"{value.numel()} learned" if isinstance(value, nn.Parameter) else value
+
+
+def across_channels(name: str, value: Tensor, input: Tensor) -> Tensor:
+    """One number, or one for each channel, as (1, 1, 1) or (C, 1, 1)."""
+    channels = input.shape[-3]
+    if not value.is_floating_point() or value.numel() not in (1, channels) or value.ndim > 1:
+        raise PoolValueError(
+            f"{name} must be one number or one for each of {channels} channels, got "
+            f"{describe(value)}",
+            f"Give a number, or a floating tensor of shape ({channels},)",
+        )
+    return value.reshape(-1, 1, 1)
+
+
+def check_floating(input: Any, what: str) -> None:
+    """Refuses all but tensors of a floating dtype, (N, C, H, W) or (C, H, W)."""
+    if not is_torch_tensor(input):
+        raise PoolTypeError(
+            f"a torch tensor was expected, got {type(input).__name__}",
+            "Convert it with torch.as_tensor",
+        )
+    check(input)
+    check_rank(input, 2)
+    if not input.is_floating_point():
+        raise PoolTypeError(f"{what} of a floating dtype", "Convert the input: x.float()")
+
+
+# --- windows ------------------------------------------------------------------------------------
+
+
+def _window(input: Array, reduction: Reduction, kernel_size: Any, *rest: Any) -> Window:
+    check_rank(input, 2)
+    if kernel_size is not None:
+        return sliding(input, reduction, 2, kernel_size, *rest)
+    stride, padding, *_ = rest
+    if stride is not None or padding not in (0, (0, 0)):
+        raise PoolValueError(
+            "one window of all positions has no stride and no padding", "Give a kernel_size too"
+        )
+    return Global()
+
+
+def _pooled(name: str, input: Array, place: Any, make: type[Reduction], *of: Any) -> Array:
+    try:
+        reduction = make(*of)
+        return pool(input, _window(input, reduction, *place), reduction, ndim=2)
+    except PoolError as error:
+        raise error.during(f"{describe(input)} by {name}") from None
+
+
+def _views(window: Window, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
+    """For each tap of the window: where in the input it lies, and in which outputs. The one tap of
+    a global window is the whole plane, which broadcasts."""
+    if isinstance(window, Global):
+        yield ..., ...
+        return
+    assert isinstance(window, Sliding)
+    kernel, stride, dilation = window.sizes(2)
+    fields = window.receptive_field(shape)
+    axes = []
+    for axis, (size, out) in enumerate(zip(shape, window.output_shape(shape), strict=True)):
+        before = round((fields[axis].size - 1) / 2 - fields[axis].offset)  # the padding
+        s, places = stride[axis], []
+        for tap in range(kernel[axis]):
+            at = tap * dilation[axis] - before
+            first = max(-(at // s), 0)  # the first output whose tap lies inside
+            last = min((size - 1 - at) // s, out - 1)
+            if last >= first:
+                begin = first * s + at
+                places.append((slice(begin, last * s + at + 1, s), slice(first, last + 1)))
+        axes.append(places)
+    for row, rows in axes[0]:
+        for column, columns in axes[1]:
+            yield (..., row, column), (..., rows, columns)
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+def _log_mean_exp(
+    input: Array, k: float | Tensor, name: str, window: Window, eps: float | None
+) -> Array:
+    """The LogSumExp of the input, or with `eps` the GeM: the exponential of that of logarithms."""
+    if not is_torch_tensor(input):
+        if isinstance(k, Tensor):
+            raise PoolTypeError(f"{name} is a tensor, the input is none", "Convert one of them")
+        return _values(input, k, window, eps)
+    check(input)
+    if isinstance(k, Tensor):
+        k = across_channels(name, k, input)
+        k = k.to(torch.float64 if input.dtype is torch.float64 else torch.float32).clamp(min=LEAST)
+    if _differentiates(input) or (isinstance(k, Tensor) and _differentiates(k)):
+        pooled: Tensor = apply(_LogMeanExp, input, k, window, eps)
+        return pooled
+    return _values(input, k, window, eps)
+
+
+def _differentiates(x: Tensor) -> bool:
+    """Whether a gradient is made here; a compiler takes those of the operators it is shown."""
+    return torch.is_grad_enabled() and x.requires_grad and not is_compiling()
+
+
+def _wide(x: Array, eps: float | None) -> Array:
+    """What is summed: of half types and integers in float32, with `eps` the logarithms."""
+    xp, reduction = arrays_of(x), LogSumExp()
+    x = xp.cast(x, reduction.working_dtype(dtype_of(x)))
+    return x if eps is None else xp.log(xp.at_least(x, eps))
+
+
+def _values(x: Array, k: Any, window: Window, eps: float | None) -> Array:
+    xp, u = arrays_of(x), _wide(x, eps)
+    if isinstance(k, Tensor):
+        level = pool(u * k, window, LogSumExp(), ndim=2) / k
+        if eps is None:  # a product that overflows: the largest is all that counts
+            level = torch.where(level.isinf(), pool(u, window, Max(), ndim=2), level)
+    else:
+        level = pool(u, window, LogSumExp(k), ndim=2)
+    result = level if eps is None else xp.exp(level)
+    return xp.cast(result, LogSumExp().result_dtype(dtype_of(x)))
+
+
+def _below(u: Tensor, top: Tensor) -> Tensor:
+    """How far u lies below the largest: finite, and 0 from an infinity to itself."""
+    below = torch.where(u == top, 0.0, u - top)
+    return below.clamp(min=torch.finfo(below.dtype).min)
+
+
+def _sums(u: Tensor, k: Any, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest of each window, Σ exp(k d) and Σ d exp(k d), with d = u - largest."""
+    top = pool(u, window, Max(), ndim=2)
+    total, moment = torch.zeros_like(top), torch.zeros_like(top)
+    for seen, by in _views(window, tuple(u.shape[-2:])):
+        below = _below(u[seen], top[by])
+        part = (below * k).exp()
+        shifted = part * below
+        if by is ...:
+            part, shifted = (pool(x, window, Sum(), ndim=2) for x in (part, shifted))
+        total[by] += part
+        moment[by] += shifted
+    return top, total, moment
+
+
+def _derived(pooled: Tensor, inputs: Any, grad: Tensor) -> list[Tensor | None]:
+    """The gradient as a function that may itself be differentiated."""
+    wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    found = iter(torch.autograd.grad(pooled, wanted, grad, create_graph=True))
+    return [next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
+
+
+class _LogMeanExp(torch.autograd.Function):
+    """The level log(Σ exp(k u) / n) / k has the gradient w = exp(k d) / Σ exp(k d) in u, and in k
+    (Σ w u - level) / k. What is needed is computed again, so that the input alone is saved."""
+
+    @staticmethod
+    def forward(x: Tensor, k: Any, window: Window, eps: float | None) -> Tensor:
+        pooled: Tensor = _values(x, k, window, eps)
+        return pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, k, ctx.window, ctx.eps = inputs
+        ctx.k = None if isinstance(k, Tensor) else k
+        ctx.save_for_backward(x, *((k,) if isinstance(k, Tensor) else ()))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, *learned = ctx.saved_tensors
+        k, window = learned[0] if learned else ctx.k, ctx.window
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            return *_derived(_values(x, k, window, ctx.eps), (x, k), grad), None, None
+        u = _wide(x, ctx.eps)
+        top, total, moment = _sums(u, k, window)
+        number = pool(u.new_ones((1, *u.shape[-2:])), window, Sum(), ndim=2)
+        lower = (total / number).log() / k  # the level less the largest
+        share = grad.to(u.dtype)
+        if ctx.eps is not None:
+            share = share * (top + lower).exp()
+        grad_k = None
+        if learned:
+            grad_k = (share * (moment / total - lower)).sum_to_size(k.shape) / k
+        share = share / total
+        grad_u = torch.zeros_like(u)
+        for seen, by in _views(window, tuple(u.shape[-2:])):
+            grad_u[seen] += share[by] * (_below(u[seen], top[by]) * k).exp()
+        if ctx.eps is not None:
+            grad_u = torch.where(x >= ctx.eps, grad_u / x, 0.0)
+        return grad_u.to(x.dtype), grad_k, None, None
+
+
+class _Soft(torch.autograd.Function):
+    """With the weights w of `_LogMeanExp`, y = Σ w x has the gradient w (1 + β (x - y))."""
+
+    @staticmethod
+    def forward(x: Tensor, beta: float, window: Window) -> Tensor:
+        pooled: Tensor = pool(x, window, Soft(beta), ndim=2)
+        return pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.beta, ctx.window = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        beta, window = ctx.beta, ctx.window
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            (gradient,) = _derived(pool(x, window, Soft(beta), ndim=2), (x,), grad)
+            return gradient, None, None
+        u = _wide(x, None)
+        top, total, moment = _sums(u, beta, window)
+        share, mean = grad.to(u.dtype) / total, moment / total
+        grad_u = torch.zeros_like(u)
+        least = torch.finfo(u.dtype).min  # a weight of 0 must not meet an infinity
+        for seen, by in _views(window, tuple(u.shape[-2:])):
+            below = _below(u[seen], top[by])
+            weight = share[by] * (below * beta).exp()
+            grad_u[seen] += weight * (1 + beta * (below - mean[by])).clamp(min=least)
+        return grad_u.to(x.dtype), None, None
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _check_eps(eps: float) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise PoolTypeError(f"eps must be a number, got {eps!r}", "Give a small one, above 0")
+    if not 0 < eps < math.inf:  # which a compiler's symbol can be asked
+        raise PoolValueError(
+            f"eps must be above 0 and finite, got {eps}",
+            "It stands for what has no logarithm, such as 1e-6",
+        )
+
+
+def _channels(channels: Any) -> int:
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise PoolValueError(
+            f"channels must be an integer of at least 1, got {channels!r}", "Give their number"
+        )
+    return channels

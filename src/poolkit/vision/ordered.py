@@ -1,0 +1,937 @@
+"""Values by their order: weighted ranks, the most frequent value; and weights by place.
+
+What needs every value of a window reads one strided view of the input for each place within the
+window (`Taps`), a stripe of outputs at a time (`in_stripes`), so that memory does not grow with
+the window, and nothing but the input is kept to train through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+from ..dtypes import DTYPES
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor, is_traced
+from ..functional import check_rank, made_once, sliding
+from ..torch.autograd import apply
+from ..torch.plain import NAMES, check
+from ..windows import Sliding, Window
+from .registry import listed
+
+__all__ = [
+    "LEAPPool2d",
+    "ModePool2d",
+    "OrdinalPool2d",
+    "RankPool2d",
+    "mode_pool2d",
+    "rank_pool2d",
+]
+
+# Live numbers in one stripe: 32 MB of float32, whatever the input. With a quarter of it the calls
+# cost twice as much as the work.
+STRIPE = 2**23
+
+
+# --- the values of a window, place by place -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A sliding window over two axes of known size, as one strided view for each place in it.
+
+    Attributes:
+        kernel, stride, dilation: of the window, for each axis.
+        before, after: how many positions are missing in front of and behind the input.
+        outputs: windows along each axis.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @staticmethod
+    def of(window: Window, shape: Sequence[int]) -> Taps:
+        """Raises PoolValueError where a window would see nothing."""
+        assert isinstance(window, Sliding)
+        outputs = window.output_shape(shape)
+        if not window.always_sees(shape) and (
+            is_traced() or any((span.count == 0).any() for span in window.axes(shape))
+        ):
+            raise PoolValueError(
+                "a window lies wholly in the padding, where it has no values", "Use less padding"
+            )
+        kernel, stride, dilation = window.sizes(2)
+        given, pads = window.pads(2), []
+        for axis, (size, o) in enumerate(zip(shape, outputs, strict=True)):
+            reach = (o - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
+            before = max(reach - size, 0) // 2 if given is None else given[axis][0]
+            pads.append((before, max(reach - size - before, 0)))
+        befores, afters = zip(*pads, strict=True)
+        return Taps(kernel, stride, dilation, befores, afters, tuple(outputs))
+
+    @property
+    def places(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def is_padded(self) -> bool:
+        return any(self.before) or any(self.after)
+
+    def padded(self, x: Tensor, value: float | int | bool) -> Tensor:
+        """`x` with `value` where the windows reach beyond it."""
+        if not self.is_padded:
+            return x
+        sides = (self.before[1], self.after[1], self.before[0], self.after[0])
+        if x.dtype.is_floating_point:
+            return F.pad(x, sides, value=value)
+        height, width = x.shape[-2:]  # F.pad takes its value through a float
+        top, left = self.before
+        shape = (*x.shape[:-2], height + top + self.after[0], width + left + self.after[1])
+        out = x.new_full(shape, value)
+        out[..., top : top + height, left : left + width] = x
+        return out
+
+    def rows(self, first: int, last: int) -> slice:
+        """The rows of a padded input that the output rows `first` to `last` (excluded) see."""
+        reach = (self.kernel[0] - 1) * self.dilation[0] + 1
+        return slice(first * self.stride[0], (last - 1) * self.stride[0] + reach)
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """For each place in the window, in row-major order, what is there for every output."""
+        axes = []
+        for axis, size in enumerate(x.shape[-2:]):
+            k, s, d = self.kernel[axis], self.stride[axis], self.dilation[axis]
+            last = (size - (k - 1) * d - 1) // s * s + 1
+            axes.append([slice(t * d, t * d + last, s) for t in range(k)])
+        return [x[..., i, j] for i in axes[0] for j in axes[1]]
+
+    def seen(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """How many values each window has (1, 1, h, w), for an input of spatial shape `shape`."""
+        counts = []
+        for axis, size in enumerate(shape):
+            k, s, d = self.kernel[axis], self.stride[axis], self.dilation[axis]
+            first = torch.arange(self.outputs[axis], device=device) * s - self.before[axis]
+            place = first[:, None] + torch.arange(k, device=device) * d
+            counts.append(((place >= 0) & (place < size)).sum(1))
+        return (counts[0][:, None] * counts[1])[None, None]
+
+
+Compute = Callable[[list[list[Tensor]], Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """A pooling that is computed a stripe of outputs at a time.
+
+    Attributes:
+        taps: its window.
+        compute: from the views of each map, the maps of the output's size, and the parameters, to
+            the outputs, in operations that differentiate themselves.
+        working, result: the dtypes in which it computes, and of the result.
+        live: numbers that `compute` holds for each output while it is differentiated.
+        maps, laid: how many of its tensors are maps of the (padded) input's size, and of the
+            output's; the others are parameters.
+    """
+
+    taps: Taps
+    compute: Compute
+    working: torch.dtype
+    result: torch.dtype
+    live: int
+    maps: int
+    laid: int
+
+    def views(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Those of (parts of) the maps."""
+        return [self.taps.views(map.to(self.working)) for map in tensors[: self.maps]]
+
+    def of(self, tensors: Sequence[Tensor], views: list[list[Tensor]] | None = None) -> Tensor:
+        """The result for these (parts of) tensors, in the working dtype."""
+        end = self.maps + self.laid
+        parameters = [parameter.to(self.working) for parameter in tensors[end:]]
+        return self.compute(views or self.views(tensors), tensors[self.maps : end], parameters)
+
+    def parts(self, tensors: Sequence[Tensor]) -> Iterator[tuple[list[Any], tuple[slice, slice]]]:
+        """For each stripe, where its part of each tensor is (axes 0 and 2; None for parameters),
+        and where its outputs are."""
+        images, channels = tensors[0].shape[:2]
+        height, width = self.taps.outputs
+        row, most = max(channels * width, 1), STRIPE // self.live
+        rows = min(height, max(most // row, 1))
+        step = max(most // (row * rows), 1) if rows == height else 1
+        for n in range(0, images, step):
+            these = slice(n, min(n + step, images))
+            for top in range(0, height, rows):
+                ends = (top, min(top + rows, height))
+                where: list[Any] = []
+                for place, tensor in enumerate(tensors):
+                    lies = self.taps.rows(*ends) if place < self.maps else slice(*ends)
+                    all_ = slice(None) if len(tensor) == 1 else these
+                    where.append((all_, lies) if place < self.maps + self.laid else None)
+                yield where, (these, slice(*ends))
+
+
+def part_of(tensor: Tensor, where: tuple[slice, slice] | None) -> Tensor:
+    return tensor if where is None else tensor[where[0], :, where[1]]
+
+
+def channels_behind(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def in_stripes(
+    compute: Compute,
+    taps: Taps,
+    maps: Sequence[Tensor],
+    laid: Sequence[Tensor] = (),
+    parameters: Sequence[Tensor] = (),
+    *,
+    working: torch.dtype,
+    result: torch.dtype,
+    live: int,
+) -> Tensor:
+    """`compute` over all outputs, see `Stripes`. For a gradient each stripe is computed again.
+
+    A compiler gets it in one piece, which it fuses, and so do transforms of torch.func and
+    forward-mode differentiation.
+    """
+    stripes = Stripes(taps, compute, working, result, live, len(maps), len(laid))
+    tensors = (*maps, *laid, *parameters)
+    if (
+        is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        return stripes.of(tensors).to(result)
+    out: Tensor = apply(_InStripes, stripes, *tensors)
+    return out
+
+
+class _InStripes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stripes: Stripes, *tensors: Tensor) -> Tensor:
+        ctx.stripes = stripes
+        ctx.save_for_backward(*tensors)
+        x = tensors[0]
+        out = torch.empty(
+            (*x.shape[:2], *stripes.taps.outputs),
+            dtype=stripes.result,
+            device=x.device,
+            memory_format=torch.channels_last if channels_behind(x) else torch.contiguous_format,
+        )
+        for where, place in stripes.parts(tensors):
+            parts = [part_of(t, w) for t, w in zip(tensors, where, strict=True)]
+            out[place[0], :, place[1]] = stripes.of(parts)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        stripes, tensors = ctx.stripes, ctx.saved_tensors
+        wanted = [place for place in range(len(tensors)) if ctx.needs_input_grad[place + 1]]
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            leaves = [tensors[place] for place in wanted]
+            out = stripes.of(tensors).to(stripes.result)
+            found = torch.autograd.grad(out, leaves, grad, create_graph=True, allow_unused=True)
+            for place, gradient in zip(wanted, found, strict=True):
+                gradients[place] = gradient
+            return None, *gradients
+        # Where windows overlap, half types are added up in the working dtype too.
+        sums = {p: torch.zeros_like(tensors[p], dtype=stripes.working) for p in wanted}
+        for where, place in stripes.parts(tensors):
+            parts = [part_of(t, w).detach() for t, w in zip(tensors, where, strict=True)]
+            views, leaves, targets = stripes.views(parts), [], []
+            for p in wanted:
+                target = part_of(sums[p], where[p])
+                if p < stripes.maps:  # each view a leaf, or autograd fills a map for each of them
+                    views[p] = [view.detach().requires_grad_() for view in views[p]]
+                    leaves += views[p]
+                    targets += stripes.taps.views(target)
+                else:
+                    parts[p] = parts[p].to(stripes.working).requires_grad_()
+                    leaves.append(parts[p])
+                    targets.append(target)
+            with torch.enable_grad():
+                given = grad[place[0], :, place[1]].to(stripes.working)
+                found = torch.autograd.grad(stripes.of(parts, views), leaves, given)
+            for target, gradient in zip(targets, found, strict=True):
+                target.add_(gradient)
+        for p in wanted:
+            gradients[p] = sums[p].to(tensors[p].dtype)
+        return None, *gradients
+
+
+def batched(x: Any) -> tuple[Tensor, bool]:
+    """`x` with a batch in front, and whether that had to be added."""
+    if not is_torch_tensor(x):
+        raise PoolTypeError(
+            f"a torch tensor was expected, got {type(x).__name__}",
+            "Convert it with torch.as_tensor",
+        )
+    check_rank(x, 2)
+    check(x)
+    return (x, False) if x.ndim == 4 else (x[None], True)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """In what a weighted sum of these values is computed."""
+    row = DTYPES[NAMES[x.dtype]]
+    return getattr(torch, row.wide if row.kind == "float" else row.real)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """What a weighted sum of these values becomes."""
+    return x.dtype if x.dtype.is_floating_point else torch.float32
+
+
+def check_channels(channels: int | None) -> int:
+    """How many sets of weights that is."""
+    if channels is None:
+        return 1
+    if isinstance(channels, bool) or not isinstance(channels, int):
+        raise PoolTypeError(
+            f"channels must be an integer or None, got {channels!r}",
+            "Give the number of channels, or None for one set of weights for all of them",
+        )
+    if channels < 1:
+        raise PoolValueError(f"channels must be at least 1, got {channels}", "Give their number")
+    return channels
+
+
+def check_channels_of(x: Tensor, channels: int | None) -> None:
+    if channels is not None and x.shape[1] != channels:
+        raise PoolValueError(
+            f"the weights are for {channels} channels, the input has {x.shape[1]}",
+            "Make them agree, or make the module with channels=None, whose weights fit any number",
+        )
+
+
+# --- sorting --------------------------------------------------------------------------------------
+
+
+def comparators(n: int) -> tuple[tuple[int, int], ...]:
+    """The places to compare and exchange, in this order, that sort `n` values."""
+    return made_once(_merge_exchange, n)
+
+
+def _merge_exchange(n: int) -> tuple[tuple[int, int], ...]:
+    """Batcher's network (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M)."""
+    pairs = []
+    top = 1 << max((n - 1).bit_length() - 1, 0)
+    p = top
+    while p:
+        q, r, d = top, 0, p
+        while d:
+            pairs += [(i, i + d) for i in range(n - d) if i & p == r]
+            d, q, r = q - p, q // 2, p
+        p //= 2
+    return tuple(pairs)
+
+
+def sorted_taps(views: Sequence[Tensor]) -> list[Tensor]:
+    """The taps in ascending order, output by output. A NaN goes everywhere. Of equal values each
+    has the gradient of one of their places.
+
+    26 exchanges for 3x3, each of 0.4 ns for an output; torch.sort takes 110 ns for one.
+    """
+    if forward_ad._current_level >= 0 or not views[0].dtype.is_floating_point:
+        return _exchanged(views)[0]
+    return list(apply(_Sorted, *views))
+
+
+def _exchanged(views: Sequence[Tensor], watched: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    """The taps in ascending order, and (if `watched`) for each exchange, whether it was one."""
+    taps, exchanges = list(views), []
+    for i, j in comparators(len(taps)):
+        a, b = taps[i], taps[j]
+        if watched:
+            exchanges.append(a > b)
+        taps[i], taps[j] = torch.minimum(a, b), torch.maximum(a, b)
+    return taps, exchanges
+
+
+class _Sorted(torch.autograd.Function):
+    """The network, whose gradient is the network backwards: two selections for each exchange,
+    where those of a minimum and a maximum take twelve operations."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*views: Tensor) -> tuple[Tensor, ...]:
+        taps, _ = _exchanged(views)
+        # Of a single tap: an input may not be returned as it is.
+        return tuple(taps) if len(taps) > 1 else (taps[0].clone(),)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            _, exchanges = _exchanged(ctx.saved_tensors, watched=True)
+        given = list(grads)
+        for i, j in reversed(comparators(len(given))):
+            exchanged = exchanges.pop()
+            low, high = given[i], given[j]
+            given[i], given[j] = (
+                torch.where(exchanged, high, low),
+                torch.where(exchanged, low, high),
+            )
+        return tuple(given)
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+
+def by_rank(views: list[list[Tensor]], laid: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of the sorted values.
+
+    Args:
+        laid: how many values each window has, where some have fewer.
+        tables: weights (channels or 1, ranks), the largest value first; with `laid`, those of
+            windows with n values (channels or 1, n, ranks).
+    """
+    (table,) = tables
+    ranked = sorted_taps(views[0])[::-1]
+    total: Tensor | None = None
+    for rank, value in enumerate(ranked):
+        if laid:
+            weight = table[:, laid[0][0, 0], rank][None]
+            value = torch.where(laid[0] > rank, value, 0.0)
+        else:
+            weight = table[None, :, rank, None, None]
+        total = weight * value if total is None else torch.addcmul(total, weight, value)
+    assert total is not None
+    return total
+
+
+def of_rank(views: list[list[Tensor]], laid: Sequence[Tensor], _: Sequence[Tensor]) -> Tensor:
+    """The value of the rank that is asked for, output by output."""
+    ranked = sorted_taps(views[0])[::-1]
+    picked = ranked[0]
+    for rank, value in enumerate(ranked[1:], 1):
+        picked = torch.where(laid[0] == rank, value, picked)
+    return picked
+
+
+def _live(places: int) -> int:
+    """Of a sorting network: its values, and a mask for each exchange while it is undone."""
+    return 2 * len(comparators(places)) + 4 * places
+
+
+def _ranked(x: Tensor, taps: Taps, table: Callable[[int], Tensor], draw: Any = None) -> Tensor:
+    """Windows whose sorted values are weighted by, or drawn with, ``table(n)`` (sets, ranks), for
+    a window with n values."""
+    padded, laid = taps.padded(x, -math.inf if x.dtype.is_floating_point else _least(x)), []
+    if taps.is_padded:
+        laid = [taps.seen(x.shape[-2:], x.device)]
+        # No window has 0 values.
+        weights = torch.stack([table(max(n, 1)) for n in range(taps.places + 1)], 1)
+    else:
+        weights = table(taps.places)
+    options: dict[str, Any] = {"working": working_dtype(x), "result": result_dtype(x)}
+    options["live"] = _live(taps.places)
+    if draw is None:
+        return in_stripes(by_rank, taps, [padded], laid, [weights], **options)
+    # A draw below the first threshold is rank 0, below the second rank 1, ...
+    thresholds = weights.cumsum(-1)
+    rank = torch.zeros_like(draw, dtype=torch.uint8)
+    for r in range(taps.places - 1):
+        if laid:
+            rank += (draw >= thresholds[0, laid[0], r]) & (laid[0] > r + 1)
+        else:
+            rank += draw >= thresholds[0, r]
+    return in_stripes(of_rank, taps, [padded], [rank], **options)
+
+
+def _least(x: Tensor) -> int | bool:
+    return False if x.dtype is torch.bool else int(torch.iinfo(x.dtype).min)
+
+
+def _largest(x: Tensor) -> float | int | bool:
+    if x.dtype.is_floating_point:
+        return math.inf
+    return True if x.dtype is torch.bool else int(torch.iinfo(x.dtype).max)
+
+
+Size = int | tuple[int, ...]
+RankMode = Literal["average", "weighted", "stochastic"]
+
+
+def rank_pool2d(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    *,
+    mode: RankMode = "weighted",
+    top: int | None = None,
+    alpha: float = 0.5,
+    normalize: bool = False,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """A window's values sorted, the largest first, and weighted by their rank r = 1, 2, ...
+
+    "average": the mean of the `top` largest. "weighted": ``Σ alpha (1 - alpha)^(r - 1) x_r``.
+    "stochastic": one of the values, drawn with those weights; outside training their mean with
+    those weights, which is what is expected of the draw.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), of any dtype but complex.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`. A window that
+            hangs over the border has fewer ranks.
+        mode: see above.
+        top: for "average", how many; None is half of the window, rounded up. 1 is the max, all of
+            them the mean.
+        alpha: in (0, 1]; 1 is the max.
+        normalize: for "weighted", whether the weights are scaled to a sum of 1. As published they
+            sum to ``1 - (1 - alpha)^n`` for n values.
+        training: for "stochastic", whether to draw.
+        generator: for "stochastic", where the draws come from.
+
+    Returns:
+        (N, C, h, w) or (C, h, w), of x's dtype, or float32 for integers.
+
+    Raises:
+        PoolValueError, PoolTypeError: for shapes, sizes and dtypes that cannot be pooled, an
+            unknown mode, a `top` beyond the window, an `alpha` out of range.
+
+    Source: Shi, Ye and Wu, "Rank-based pooling for deep convolutional neural networks" (2016).
+
+    >>> import torch, poolkit
+    >>> x = torch.tensor([[[1.0, 4.0], [3.0, 2.0]]])
+    >>> poolkit.rank_pool2d(x, 2, mode="average", top=2)
+    tensor([[[3.5000]]])
+    >>> poolkit.rank_pool2d(x, 2)  # 4 / 2 + 3 / 4 + 2 / 8 + 1 / 16
+    tensor([[[3.0625]]])
+    """
+    try:
+        if mode not in ("average", "weighted", "stochastic"):
+            raise PoolValueError(
+                f"there is no mode {mode!r}", "Write 'average', 'weighted' or 'stochastic'"
+            )
+        _check_alpha(alpha)
+        maps, added = batched(x)
+        window = sliding(x, mode, 2, kernel_size, stride, padding, dilation, ceil_mode)
+        taps = Taps.of(window, maps.shape[-2:])
+        _check_top(top, taps.places)
+        most = top if top is not None else (taps.places + 1) // 2
+        working = working_dtype(maps)
+        rank = torch.arange(taps.places, dtype=working, device=maps.device)
+
+        def table(n: int) -> Tensor:
+            if mode == "average":
+                return ((rank < min(most, n)).to(working) / min(most, n))[None]
+            # 0 ** 0 is 1, so that alpha = 1 leaves the first.
+            weights = torch.where(rank < n, alpha * (1 - alpha) ** rank, 0.0)
+            return (weights / weights.sum() if normalize or mode == "stochastic" else weights)[None]
+
+        draw = None
+        if mode == "stochastic" and training:
+            shape = (*maps.shape[:2], *taps.outputs)
+            draw = torch.rand(shape, generator=generator, device=maps.device, dtype=working)
+        out = _ranked(maps, taps, table, draw)
+        return out[0] if added else out
+    except PoolError as error:
+        raise error.during(f"{describe(x)} by rank_pool2d") from None
+
+
+def _check_alpha(alpha: float) -> None:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise PoolTypeError(f"alpha must be a number, got {alpha!r}", "Give one in (0, 1]")
+    if not 0 < alpha <= 1:
+        raise PoolValueError(f"alpha must be above 0 and at most 1, got {alpha}", "Try 0.5")
+
+
+def _check_top(top: int | None, places: int) -> None:
+    if top is None:
+        return
+    if isinstance(top, bool) or not isinstance(top, int):
+        raise PoolTypeError(f"top must be an integer or None, got {top!r}", "Give a count")
+    if not 1 <= top <= places:
+        raise PoolValueError(
+            f"the mean of the top {top} was asked for, of windows of {places} values",
+            f"Give 1 (the max) to {places} (the mean)",
+        )
+
+
+@listed(
+    "rank",
+    kind="window",
+    formula="Σ a (1 - a)^(r - 1) x₍ᵣ₎, x₍₁₎ the largest; or the mean of the top t; or a draw",
+    gradient="to each value by the weight of its rank",
+    cost="n (log n)² / 2 exchanges for n values, and the same again to train",
+    paper="Shi, Ye and Wu, Rank-based pooling for deep convolutional neural networks, 2016",
+)
+class RankPool2d(nn.Module):
+    """`rank_pool2d` as a module; "stochastic" draws in training, and takes the mean otherwise.
+
+    Args: as for `rank_pool2d`.
+
+    >>> import torch, poolkit
+    >>> poolkit.nn.RankPool2d(3, stride=2, mode="average", top=4)(torch.rand(2, 8, 9, 9)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Any = 0,
+        *,
+        mode: RankMode = "weighted",
+        top: int | None = None,
+        alpha: float = 0.5,
+        normalize: bool = False,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        Sliding(kernel_size, stride, padding, dilation, ceil_mode)  # refuses what cannot be one
+        _check_alpha(alpha)
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.mode = mode
+        self.top = top
+        self.alpha = alpha
+        self.normalize = normalize
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return rank_pool2d(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            mode=self.mode,
+            top=self.top,
+            alpha=self.alpha,
+            normalize=self.normalize,
+            training=self.training,
+            generator=generator,
+            dilation=self.dilation,
+            ceil_mode=self.ceil_mode,
+        )
+
+    def extra_repr(self) -> str:
+        settings = f"{_window_repr(self)}, mode={self.mode!r}"
+        if self.mode == "average":
+            return f"{settings}, top={self.top}"
+        return f"{settings}, alpha={self.alpha}, normalize={self.normalize}"
+
+
+def _window_repr(module: Any) -> str:
+    return f"kernel_size={module.kernel_size}, stride={module.stride}, padding={module.padding}"
+
+
+@listed(
+    "ordinal",
+    kind="window",
+    formula="Σ wᵣ x₍ᵣ₎, x₍₁₎ the largest, w = softmax(v)",
+    parameters="v: one number for each rank, and for each channel if wanted",
+    gradient="to each value by the weight of its rank",
+    cost="n (log n)² / 2 exchanges for n values, and the same again to train",
+    paper="Deliège, Istasse, Kumar, De Vleeschouwer and Van Droogenbroeck, Ordinal pooling, 2019",
+)
+class OrdinalPool2d(nn.Module):
+    """A window's values sorted, the largest first, and weighted by what is learned for each rank:
+    ``Σ w_r x_(r)`` with ``w = softmax(weight)``.
+
+    It begins as the mean, and has the max, the min, the median and all between them within reach.
+    A window that hangs over the border has fewer values, and the softmax is over as many ranks.
+
+    Args:
+        channels: how many channels have weights of their own; None for one set for all, which
+            then fits any number of channels.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+
+    Shape: (N, C, H, W) to (N, C, h, w), or both without N.
+
+    Attributes:
+        weight: (channels or 1, ranks), before the softmax; all 0 at first.
+
+    Raises:
+        PoolValueError, PoolTypeError: for what cannot be pooled, or another number of channels.
+
+    Source: Deliège, Istasse, Kumar, De Vleeschouwer and Van Droogenbroeck, "Ordinal pooling"
+    (2019).
+
+    >>> import torch, poolkit
+    >>> pool = poolkit.nn.OrdinalPool2d(None, 2)
+    >>> pool(torch.tensor([[[1.0, 4.0], [3.0, 2.0]]])).item()  # the mean, at first
+    2.5
+    >>> _ = pool.weight.data[:, 0].fill_(100)  # all weight on the first rank
+    >>> pool(torch.tensor([[[1.0, 4.0], [3.0, 2.0]]])).item()
+    4.0
+    """
+
+    def __init__(
+        self,
+        channels: int | None,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Any = 0,
+        *,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        sets = check_channels(channels)
+        window = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+        self.weight = nn.Parameter(torch.zeros(sets, math.prod(window.sizes(2)[0])))
+
+    def weights(self) -> Tensor:
+        """What each rank of a whole window weighs (channels or 1, ranks), the largest value's
+        first; they sum to 1."""
+        return self.weight.softmax(-1)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            maps, added = batched(x)
+            check_channels_of(maps, self.channels)
+            window = sliding(
+                x, "ranks", 2, self.kernel_size, self.stride, self.padding, self.dilation,
+                self.ceil_mode,
+            )  # fmt: skip
+            taps = Taps.of(window, maps.shape[-2:])
+            weight = self.weight.to(working_dtype(maps))
+
+            def table(n: int) -> Tensor:
+                return F.pad(weight[:, :n].softmax(-1), (0, taps.places - n))
+
+            out = _ranked(maps, taps, table)
+            return out[0] if added else out
+        except PoolError as error:
+            raise error.during(f"{describe(x)} by OrdinalPool2d") from None
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, {_window_repr(self)}"
+
+
+# --- the most frequent value ----------------------------------------------------------------------
+
+
+def _mode(views: list[list[Tensor]], laid: Sequence[Tensor], _: Sequence[Tensor]) -> Tensor:
+    taps = views[0]
+    with torch.no_grad():
+        # In ascending order equal values are neighbours, and the first of the longest runs is the
+        # smallest. What lies in the padding comes last.
+        values = sorted_taps([tap.detach() for tap in taps])
+        counter = torch.uint8 if len(taps) < 256 else torch.int32
+        best, run = values[0], torch.ones_like(values[0], dtype=counter)
+        longest = run
+        for rank, (before, value) in enumerate(pairwise(values), 1):
+            run = torch.where(value == before, run + 1, 1).to(counter)
+            longer = run > longest
+            if laid:
+                longer &= laid[0] > rank
+            best, longest = torch.where(longer, value, best), torch.where(longer, run, longest)
+    if not best.dtype.is_floating_point or not (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    ):
+        return best
+    # The largest of what equals it: the same value, whose gradient equal values share.
+    equal = [torch.where(tap == best, tap, -math.inf) for tap in taps]
+    return torch.where(best == best, torch.stack(equal).amax(0), best)
+
+
+def mode_pool2d(
+    x: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Any = 0,
+    *,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The most frequent value of each window; of equally frequent ones the smallest.
+
+    It is what scales maps of labels down. A NaN in a window is its result. For floating values the
+    gradient goes to the values that equal the result, in equal parts.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), of any dtype but complex.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+
+    Returns:
+        (N, C, h, w) or (C, h, w), of x's dtype.
+
+    Raises:
+        PoolValueError, PoolTypeError: for shapes, sizes and dtypes that cannot be pooled.
+
+    >>> import torch, poolkit
+    >>> labels = torch.tensor([[[7, 7, 1, 2], [3, 7, 2, 1]]])
+    >>> poolkit.mode_pool2d(labels, 2)
+    tensor([[[7, 1]]])
+    """
+    try:
+        maps, added = batched(x)
+        window = sliding(x, "Mode()", 2, kernel_size, stride, padding, dilation, ceil_mode)
+        taps = Taps.of(window, maps.shape[-2:])
+        laid = [taps.seen(maps.shape[-2:], maps.device)] if taps.is_padded else []
+        out = in_stripes(
+            _mode, taps, [taps.padded(maps, _largest(maps))], laid,
+            working=maps.dtype, result=maps.dtype, live=3 * taps.places,
+        )  # fmt: skip
+        return out[0] if added else out
+    except PoolError as error:
+        raise error.during(f"{describe(x)} by mode_pool2d") from None
+
+
+@listed(
+    "mode",
+    kind="window",
+    formula="the most frequent x, the smallest of several",
+    gradient="to the values that equal the result, in equal parts",
+    cost="n (log n)² / 2 exchanges for n values",
+    paper="the statistical mode; for maps of labels",
+)
+class ModePool2d(nn.Module):
+    """`mode_pool2d` as a module.
+
+    >>> import torch, poolkit
+    >>> poolkit.nn.ModePool2d(2)(torch.tensor([[[True, False], [True, True]]]))
+    tensor([[[True]]])
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Any = 0,
+        *,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        Sliding(kernel_size, stride, padding, dilation, ceil_mode)  # refuses what cannot be one
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mode_pool2d(
+            x, self.kernel_size, self.stride, self.padding, dilation=self.dilation,
+            ceil_mode=self.ceil_mode,
+        )  # fmt: skip
+
+    extra_repr = _window_repr
+
+
+# --- weights by place -----------------------------------------------------------------------------
+
+
+@listed(
+    "leap",
+    kind="window",
+    formula="Σ wᵢ xᵢ, i the place in the window",
+    parameters="w: one number for each place, and for each channel if wanted",
+    gradient="to each value by the weight of its place",
+    cost="a depthwise convolution",
+    paper="Sun, Song, Jiang, Pan and Pang, Learning pooling for convolutional neural network, 2017",
+)
+class LEAPPool2d(nn.Module):
+    """What is learned for each place in the window weighs the value there: ``Σ w_i x_i``.
+
+    It is a depthwise convolution that begins as the mean. Padding counts as zeros, as in a
+    convolution (an average pooling with ``count_include_pad``), so the weights mean the same
+    everywhere.
+
+    Args:
+        channels: how many channels have weights of their own; None for one set for all.
+        kernel_size, stride, padding, dilation, ceil_mode: as for `poolkit.Sliding`.
+
+    Shape: (N, C, H, W) to (N, C, h, w), or both without N.
+
+    Attributes:
+        weight: (channels or 1, 1, height, width), all ``1 / (height * width)`` at first.
+
+    Raises:
+        PoolValueError, PoolTypeError: for what cannot be pooled, or another number of channels.
+
+    Source: Sun, Song, Jiang, Pan and Pang, "Learning pooling for convolutional neural network"
+    (2017).
+
+    >>> import torch, poolkit
+    >>> pool = poolkit.nn.LEAPPool2d(8, 2)
+    >>> x = torch.rand(1, 8, 4, 4)
+    >>> torch.allclose(pool(x), poolkit.avg_pool2d(x, 2))
+    True
+    """
+
+    def __init__(
+        self,
+        channels: int | None,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Any = 0,
+        *,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        sets = check_channels(channels)
+        window = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+        self.weight = nn.Parameter(torch.empty(sets, 1, *window.sizes(2)[0]))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 1 / self.weight[0].numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            maps, added = batched(x)
+            check_channels_of(maps, self.channels)
+            window = sliding(
+                x, "weights", 2, self.kernel_size, self.stride, self.padding, self.dilation,
+                self.ceil_mode,
+            )  # fmt: skip
+            taps = Taps.of(window, maps.shape[-2:])
+            working, channels = working_dtype(maps), maps.shape[1]
+            weight = self.weight.to(working).expand(channels, -1, -1, -1)
+            # Convolutions of half types may be added up in them, and autocast makes them half.
+            with torch.autocast(maps.device.type, enabled=False):
+                padded = taps.padded(maps.to(working), 0.0)
+                out = F.conv2d(padded, weight, None, taps.stride, 0, taps.dilation, channels)
+            out = out.to(result_dtype(maps))
+            return out[0] if added else out
+        except PoolError as error:
+            raise error.during(f"{describe(x)} by LEAPPool2d") from None
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, {_window_repr(self)}"
