@@ -21,10 +21,8 @@ const BagKernels& kernels_for(const std::string& dtype) {
 // for each.
 constexpr int kParts = 8;
 
-// Where each of `parts` parts of like work ends.
-std::vector<int64_t> even_parts(const Bags& bags, int64_t parts) {
-    int64_t work = bags.bags;
-    for (int64_t b = 0; b < bags.bags; ++b) work += bags.count[b];
+// Where each of `parts` parts of like work ends; a bag and each of its rows are 1.
+std::vector<int64_t> even_parts(const Bags& bags, int64_t work, int64_t parts) {
     std::vector<int64_t> ends;
     int64_t done = 0;
     for (int64_t b = 0; b < bags.bags; ++b) {
@@ -55,11 +53,11 @@ void pool_bags(const std::string& reduction, const std::string& dtype, const Bag
         ask_for_huge_pages(bags.out, bags.bags * bags.width * size);
         if (bags.codes) ask_for_huge_pages(bags.codes, bags.bags * bags.width * 4);
     }
-    int64_t rows = bags.bags;
-    for (int64_t b = 0; b < bags.bags; ++b) rows += bags.count[b];
+    int64_t work = bags.bags;
+    for (int64_t b = 0; b < bags.bags; ++b) work += bags.count[b];
     const int64_t parts = std::min<int64_t>(bags.bags, int64_t{kParts} * std::max(threads, 1));
-    const std::vector<int64_t> ends = even_parts(bags, threads > 1 ? parts : 1);
-    parallel_for(static_cast<int64_t>(ends.size()), threads, rows * bags.width * 4, 0,
+    const std::vector<int64_t> ends = even_parts(bags, work, threads > 1 ? parts : 1);
+    parallel_for(static_cast<int64_t>(ends.size()), threads, work * bags.width * 4, 0,
                  [&](int64_t first, int64_t last, void*) {
                      if (first == last) return;
                      Bags part = bags;

@@ -21,7 +21,7 @@ from .plan import plan_of_spans
 from .reductions import Activated, Max, Mean, Min, Place, Reduction, Soft, SqrtN, Sum
 from .windows import Segments, Spans
 
-__all__ = ["in_buckets", "pool_segments", "value_of_empty"]
+__all__ = ["buckets", "in_buckets", "pool_segments", "value_of_empty"]
 
 # Elements that are gathered at a time where there is no kernel.
 GATHERED = 2**24
@@ -170,17 +170,24 @@ def in_buckets(rows: Array, spans: Spans, reduction: Reduction) -> Array:
     """Without a kernel, on every device, differentiable: segments of nearly the same length are
     gathered together, so that at most half of what is gathered is padding."""
     xp = arrays_of(rows)
-    sizes = np.ceil(np.log2(spans.count)).astype(np.int64)
-    order = np.argsort(sizes, kind="stable")
+    chunks, places = buckets(spans.count, rows.shape[1])
     parts = []
-    for start, end in _chunks(sizes[order], rows.shape[1]):
-        chosen = order[start:end]
+    for chosen in chunks:
         begin, count = spans.begin[chosen], spans.count[chosen]
         chunk = Spans(spans.size, begin, count, 1, count)
         parts.append(composite(rows, (chunk,), reduction, channels_last=True))
+    return xp.take(xp.join(parts, 0), xp.index(places, rows), 0)
+
+
+def buckets(count: np.ndarray, width: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Which segments are gathered together, by their numbers of rows (1 or more): those of nearly
+    the same, with at most `GATHERED` elements or one segment each. And where each segment is in the
+    joined results."""
+    sizes = np.ceil(np.log2(count)).astype(np.int64)
+    order = np.argsort(sizes, kind="stable")
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
-    return xp.take(xp.join(parts, 0), xp.index(places, rows), 0)
+    return [order[start:end] for start, end in _chunks(sizes[order], width)], places
 
 
 def _chunks(sizes: np.ndarray, width: int) -> list[tuple[int, int]]:

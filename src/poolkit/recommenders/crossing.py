@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -20,8 +19,9 @@ from ..core import pool
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..reductions import BiInteraction
 from ..torch.autograd import apply
-from ..torch.bags import real_dtype
+from ..torch.plain import real_dtype
 from ..windows import Global, Segments
+from ..windows.segments import laid_out
 
 __all__ = ["FM", "BiInteractionPool", "bi_interaction", "fm_interaction"]
 
@@ -179,11 +179,10 @@ def _segment_of_rows(x: Tensor, segments: Segments) -> tuple[Tensor, Tensor | No
     lead = x.shape[: 2 if segments.dense else 1]
     every = torch.arange(lead.numel()).reshape(lead)
     found = segments.rows_of(every)
-    segment = torch.from_numpy(np.repeat(np.arange(len(found.count)), found.count))
+    owner, rows = laid_out(found.begin, found.count)
+    segment = torch.from_numpy(owner)
     if segments.form == "offsets":
         return segment.to(x.device), None
-    offsets = np.cumsum(found.count) - found.count
-    rows = np.repeat(found.begin - offsets, found.count) + np.arange(len(segment))
     place = found.values.reshape(-1)[torch.from_numpy(rows)]
     outside = torch.ones(lead.numel(), dtype=torch.bool).index_fill(0, place, False)
     of_row = torch.zeros(lead.numel(), dtype=torch.long).index_put((place,), segment)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..torch.plain import real_dtype
 
 __all__ = ["Dice", "TargetAttention", "decayed_mean"]
 
@@ -47,7 +48,7 @@ def decayed_mean(
             )
         if not torch.is_tensor(half_life) and not half_life > 0:
             raise PoolValueError(f"half_life must be above 0, got {half_life}", "Give a time")
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = real_dtype(x.dtype)
         ages = ages.to(wide)
         youngest = ages.masked_fill(~mask, float("inf")).amin(1, keepdim=True)
         weights = torch.exp2(-(torch.where(mask, ages - youngest, 0.0)) / half_life)
@@ -175,7 +176,7 @@ class TargetAttention(nn.Module):
             scores = self._scores(history[row, time][:, None], targets[row])
             table = scores.new_full((*mask.shape, targets.shape[1]), nothing)
             weights = table.index_put((row, time), scores).transpose(1, 2)  # (N, m, time)
-        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        weights = weights.to(real_dtype(weights.dtype))
         if self.softmax:
             top = weights.detach().amax(2, keepdim=True) if weights.shape[2] else 0.0
             weights = (weights - torch.where(torch.as_tensor(top).isinf(), 0.0, top)).exp()

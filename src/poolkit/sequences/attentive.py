@@ -18,7 +18,9 @@ from ..arrays import arrays_of
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
 from ..ragged import value_of_empty
 from ..reductions.base import root
+from ..torch.plain import real_dtype
 from ..windows import Segments
+from ..windows.segments import laid_out
 
 __all__ = [
     "attentive_pool",
@@ -140,7 +142,7 @@ def without_absent(x: Tensor, segments: Segments | Tensor | None) -> Tensor:
 
 def widened(x: Tensor) -> Tensor:
     """`x` in the dtype that its sums are taken in: float32 for half types."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(real_dtype(x.dtype))
 
 
 def in_full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -209,9 +211,8 @@ class _Ragged:
             found = segments.rows_of(torch.arange(math.prod(shape)).reshape(shape))
             source = found.values.numpy()
         begin, count = found.begin, found.count
-        shift = np.repeat(begin - (np.cumsum(count) - count), count)
-        places = source[shift + np.arange(len(shift))]
-        owner = np.repeat(np.arange(len(count)), count)
+        owner, rows = laid_out(begin, count)
+        places = source[rows]
         self.present = count > 0
         self.shape, self.size = shape, math.prod(shape)
         whole = len(places) == self.size and bool((places == np.arange(self.size)).all())

@@ -11,7 +11,8 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name
-from ..torch.bags import pool_bags, real_dtype, row_products, softmax_of_entries
+from ..torch.bags import pool_bags, row_products, softmax_of_entries
+from ..torch.plain import real_dtype
 
 __all__ = ["EmbeddingBag", "embedding_bag"]
 
@@ -144,11 +145,15 @@ class _DividedGradient(torch.autograd.Function):
         return grad / by[:, None], None
 
 
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise PoolValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}", "Choose one")
+
+
 def _check_arguments(
     input: Tensor, weight: Tensor, mode: str, query: Tensor | None, weights: Tensor | None
 ) -> None:
-    if mode not in MODES:
-        raise PoolValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}", "Choose one")
+    _check_mode(mode)
     if input.dtype not in (torch.int64, torch.int32):
         raise PoolTypeError(
             f"rows are named by int64 or int32, got {dtype_name(input)}", "Use input.long()"
@@ -321,10 +326,7 @@ class EmbeddingBag(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise PoolValueError(
-                f"mode must be one of {', '.join(MODES)}, got {mode!r}", "Choose one"
-            )
+        _check_mode(mode)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq, self.mode, self.sparse = scale_grad_by_freq, mode, sparse

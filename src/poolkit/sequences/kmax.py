@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..ragged import buckets
 from ..windows import Segments
 from .tokens import checked_size
 
@@ -150,24 +151,22 @@ def _in_front(x: Tensor, k: int, count: Tensor | None, fill: float) -> Tensor:
 
 
 def _of_segments(x: Tensor, k: int, segments: Segments, fill: float) -> Tensor:
-    """In buckets of like lengths, so that at most half of what is gathered is padding."""
+    """In buckets of like lengths, see `poolkit.ragged.buckets`."""
     found = segments.rows_of(x)
     features = found.values.shape[1:]
     rows = found.values.reshape(found.values.shape[0], features.numel())
     if len(rows) == 0 or len(found.count) == 0:
         return rows.new_full((len(found.count), k, *features), fill)
-    bucket = np.ceil(np.log2(np.maximum(found.count, 1))).astype(np.int64)
-    parts, members = [], []
-    for size in np.unique(bucket):
-        chosen = np.flatnonzero(bucket == size)
+    chunks, order = buckets(np.maximum(found.count, 1), rows.shape[1])
+    parts = []
+    for chosen in chunks:
         begin, count = found.begin[chosen], found.count[chosen]
         places = begin[:, None] + np.arange(max(int(count.max()), 1))
         last = np.maximum(begin + count, 1)[:, None] - 1
         index = torch.from_numpy(np.minimum(places, last)).to(rows.device)
         part = rows[index].transpose(1, 2)
         parts.append(_in_front(part, k, torch.from_numpy(count).to(rows.device), fill))
-        members.append(chosen)
-    place = torch.from_numpy(np.argsort(np.concatenate(members))).to(rows.device)
+    place = torch.from_numpy(order).to(rows.device)
     out = torch.cat(parts)[place].transpose(1, 2)
     return out.reshape(len(found.count), k, *features)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..torch.plain import real_dtype
 from .tokens import check_tokens, checked_class_tokens, checked_mask, checked_size
 
 __all__ = ["MergedTokens", "TokenMerge", "token_merge", "token_unmerge"]
@@ -196,7 +197,7 @@ def _targets(metric: Tensor, mask: Tensor | None, first: int, r: int) -> Tensor:
     if mask is not None:
         order = first + (~mask[:, first:]).to(torch.uint8).argsort(dim=1, stable=True)
     places_a, places_b = order[:, ::2], order[:, 1::2]
-    wide = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    wide = metric.to(real_dtype(metric.dtype))
     unit = F.normalize(wide, dim=-1)
     a, b = _gather(unit, places_a), _gather(unit, places_b)
     absent_b = None if mask is None else ~mask.gather(1, places_b)
@@ -239,7 +240,7 @@ def _merged(
     place = order.argsort(dim=1)
     kept, leaving = order[:, : length - r], order[:, length - r :]
     source = place.gather(1, target)
-    wide = weights.to(torch.promote_types(x.dtype, torch.float32))
+    wide = weights.to(real_dtype(x.dtype))
     sizes = wide.gather(1, kept)
     tokens = _gather(x, kept)
     if r:

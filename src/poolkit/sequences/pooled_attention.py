@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core import pool as run_pool
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..reductions import Max, Mean, Sum
+from ..torch.plain import real_dtype
 from ..windows import Sliding
 from .tokens import check_tokens, checked_mask, checked_size, pool_grid, pool_mask
 
@@ -439,7 +440,7 @@ def _far_and_near(
 
 def _mask_dtype(x: Tensor) -> torch.dtype:
     """Of what is added to logits: log n has more digits than a half type, where that is allowed."""
-    return torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
+    return real_dtype(x.dtype) if x.device.type == "cpu" else x.dtype
 
 
 def _checked_heads(query: Any, key: Any, value: Any, mask: Any) -> Tensor | None:

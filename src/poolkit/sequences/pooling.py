@@ -14,6 +14,7 @@ from ..core import pool
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..reductions import Reduction, as_reduction
 from ..windows import Segments
+from ..windows.segments import laid_out
 from .attentive import attentive_pool, attentive_stats
 from .kmax import k_max_pool1d
 
@@ -158,7 +159,7 @@ class SequencePool(nn.Module):
         return torch.cat(attentive_stats(tokens, scores, window), -1)
 
     def _weighted(self, values: Tensor, begin: np.ndarray, count: np.ndarray) -> Tensor:
-        rows = _packed(begin, count)
+        _, rows = laid_out(begin, count)
         offsets = np.concatenate([[0], count.cumsum()])
         places = np.arange(len(rows)) - np.repeat(offsets[:-1], count) + 1.0
         if not np.array_equal(rows, np.arange(len(values))):
@@ -172,18 +173,14 @@ class SequencePool(nn.Module):
         return names if "k_max" not in self.modes else f"{names}, k={self.k}"
 
 
-def _packed(begin: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The rows of all segments, one after the other."""
-    offsets = np.cumsum(count) - count
-    return np.repeat(begin - offsets, count) + np.arange(int(count.sum()))
-
-
 def _flattened(tokens: Tensor, window: Segments) -> tuple[Tensor, Segments]:
     """A nested tensor as rows and offsets."""
     found = window.rows_of(tokens)
-    rows = torch.from_numpy(_packed(found.begin, found.count)).to(found.values.device)
+    _, rows = laid_out(found.begin, found.count)
     offsets = np.concatenate([[0], found.count.cumsum()])
-    return found.values[rows], Segments(offsets=offsets, empty=window.empty)
+    return found.values[torch.from_numpy(rows).to(found.values.device)], Segments(
+        offsets=offsets, empty=window.empty
+    )
 
 
 def _checked_mode(mode: Any) -> str | Reduction:

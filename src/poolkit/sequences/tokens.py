@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core import pool
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..reductions import Max, Mean, Min, Reduction, Sum, as_reduction
+from ..torch.plain import real_dtype
 from ..windows import Sliding
 
 __all__ = ["TokenPool", "token_pool", "token_unpool"]
@@ -222,7 +223,7 @@ def pool_grid(
         return reduced(x.masked_fill(absent, 0), reduction), there
     if isinstance(reduction, Mean) and reduction.divisor is None:
         # Half types are summed and divided in float32, so that they are rounded once.
-        wide = x.masked_fill(absent, 0).to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.masked_fill(absent, 0).to(real_dtype(x.dtype))
         seen = reduced(mask[..., None], Sum()).clamp(min=1)
         return (reduced(wide, Sum()) / seen).to(x.dtype), there
     raise PoolTypeError(

@@ -24,8 +24,9 @@ from torch import Tensor
 from ..bags import Addresses
 from ..errors import PoolValueError
 from .autograd import apply
+from .plain import NAMES, real_dtype
 
-__all__ = ["pool_bags", "real_dtype", "row_products", "softmax_of_entries"]
+__all__ = ["pool_bags", "row_products", "softmax_of_entries"]
 
 _library = torch.library.Library("poolkit", "FRAGMENT")
 _library.define(
@@ -44,12 +45,7 @@ _library.define(
     "Tensor? weights, SymInt rows) -> Tensor"
 )
 
-_NAMES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
+_NAMES = {dtype: name for dtype, name in NAMES.items() if dtype.is_floating_point}
 # Elements of gathered rows at a time, where rows are gathered.
 GATHERED = 2**22
 
@@ -110,10 +106,6 @@ def softmax_of_entries(
         share = share * weights.to(scores.dtype)
     total = pool_bags(share[:, None], None, begin, count, "sum")[:, 0]
     return torch.where(member, share / total[bag], 0.0)
-
-
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def entries_of(index: Tensor | None, table: Tensor) -> Any:

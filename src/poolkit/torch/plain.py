@@ -9,9 +9,14 @@ from torch.compiler import is_compiling
 from ..dtypes import DTYPES, unknown_dtype
 from ..errors import PoolTypeError
 
-__all__ = ["NAMES", "check", "is_plain"]
+__all__ = ["NAMES", "check", "is_plain", "real_dtype"]
 
 NAMES = {getattr(torch, name): name for name in DTYPES}
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what values of a floating dtype are added up: float64 in itself, others in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check(x: Tensor) -> Tensor:

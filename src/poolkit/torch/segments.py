@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from ..plan import Plan
 from ..ragged import in_buckets
 from ..windows import Spans
+from ..windows.segments import laid_out
 from .bags import pool_bags
 from .ops import codes_dtype, native_of
 from .plain import is_plain
@@ -132,9 +133,7 @@ def _spread_rows(grad: Tensor, plan: Plan) -> Tensor:
     if plan.reduction.kernel is not None and plan.reduction.kernel.divides:
         by = torch.from_numpy(plan.reduction.divisors(plan.axes)[0]).to(grad.dtype)
         grad = grad / by[:, None]
-    seer = np.repeat(np.arange(len(span.begin)), span.count)
-    places = np.repeat(span.begin - (np.cumsum(span.count) - span.count), span.count)
-    places += np.arange(len(seer))
+    seer, places = laid_out(span.begin, span.count)
     zeros = grad.new_zeros((*plan.shape, grad.shape[1]))
     return zeros.index_put((torch.from_numpy(places),), grad[torch.from_numpy(seer)])
 

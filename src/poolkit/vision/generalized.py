@@ -24,6 +24,7 @@ from ..reductions import GeM, LogSumExp, Max, Median, Quantile, Reduction, Soft,
 from ..torch.autograd import apply
 from ..torch.plain import check
 from ..windows import Global, Sliding, Window
+from .placed import Placed
 from .registry import listed
 
 __all__ = [
@@ -286,8 +287,8 @@ def top_k_pool2d(
 # --- modules ------------------------------------------------------------------------------------
 
 
-class _Placed(nn.Module):
-    """What has a window: it is checked when it is made."""
+class _Short(Placed):
+    """A module that calls its `function`. Its window is checked when it is made."""
 
     function: Any
     shown: tuple[str, ...] = ()
@@ -301,12 +302,7 @@ class _Placed(nn.Module):
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride if stride is not None else kernel_size
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         if kernel_size is not None:
             new_sliding(2, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -315,10 +311,10 @@ class _Placed(nn.Module):
         return type(self).function(input, **options)
 
     def extra_repr(self) -> str:
-        told = (
-            ("kernel_size",) if self.kernel_size is None else ("kernel_size", "stride", "padding")
+        place = "kernel_size=None" if self.kernel_size is None else super().extra_repr()
+        return ", ".join(
+            [place, *(f"{name}={told_of(getattr(self, name))}" for name in self.shown)]
         )
-        return ", ".join(f"{name}={told_of(getattr(self, name))}" for name in (*told, *self.shown))
 
 
 @listed(
@@ -329,7 +325,7 @@ class _Placed(nn.Module):
     cost="one exponential for each value and window, one more in the gradient; input kept",
     paper="Stergiou et al. 2021, Refining activation downsampling with SoftPool",
 )
-class SoftPool2d(_Placed):
+class SoftPool2d(_Short):
     """`soft_pool2d` as a module.
 
     Args: as for `soft_pool2d`.
@@ -363,7 +359,7 @@ class SoftPool2d(_Placed):
     cost="a logarithm and an exponential for each value and window, two in the gradient",
     paper="Radenovic et al. 2018, Fine-tuning CNN image retrieval with no human annotation",
 )
-class GeMPool2d(_Placed):
+class GeMPool2d(_Short):
     """`gem_pool2d` as a module, whose exponent is learned.
 
     Args:
@@ -444,7 +440,7 @@ class GlobalGeMPool2d(GeMPool2d):
     cost="one exponential for each value and window, one more in the gradient",
     paper="Pinheiro and Collobert 2015, From image-level to pixel-level labeling with CNNs",
 )
-class LSEPool2d(_Placed):
+class LSEPool2d(_Short):
     """`lse_pool2d` as a module.
 
     Args:
@@ -487,7 +483,7 @@ class LSEPool2d(_Placed):
     cost="a sorting network for each window; the gradient gathers the windows",
     paper="Tukey 1977, Exploratory data analysis",
 )
-class MedianPool2d(_Placed):
+class MedianPool2d(_Short):
     """`median_pool2d` as a module.
 
     Args: as for `median_pool2d`.
@@ -508,7 +504,7 @@ class MedianPool2d(_Placed):
     paper="Hyndman and Fan 1996, Sample quantiles in statistical packages",
     q=0.75,
 )
-class QuantilePool2d(_Placed):
+class QuantilePool2d(_Short):
     """`quantile_pool2d` as a module.
 
     Args: as for `quantile_pool2d`.
@@ -542,7 +538,7 @@ class QuantilePool2d(_Placed):
     cost="two passes over each window",
     paper="Chan et al. 1979, Updating formulae and a pairwise algorithm for sample variances",
 )
-class StdPool2d(_Placed):
+class StdPool2d(_Short):
     """`std_pool2d` as a module.
 
     Args: as for `std_pool2d`.
@@ -576,7 +572,7 @@ class StdPool2d(_Placed):
     paper="Durand et al. 2016, WELDON: weakly supervised learning of deep CNNs",
     k=2,
 )
-class TopKPool2d(_Placed):
+class TopKPool2d(_Short):
     """`top_k_pool2d` as a module.
 
     Args: as for `top_k_pool2d`.

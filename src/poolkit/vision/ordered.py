@@ -25,6 +25,7 @@ from ..functional import check_rank, made_once, sliding
 from ..torch.autograd import apply
 from ..torch.plain import NAMES, check
 from ..windows import Sliding, Window
+from .placed import Placed
 from .registry import listed
 
 __all__ = [
@@ -579,7 +580,7 @@ def _check_top(top: int | None, places: int) -> None:
     cost="n (log n)² / 2 exchanges for n values, and the same again to train",
     paper="Shi, Ye and Wu, Rank-based pooling for deep convolutional neural networks, 2016",
 )
-class RankPool2d(nn.Module):
+class RankPool2d(Placed):
     """`rank_pool2d` as a module; "stochastic" draws in training, and takes the mean otherwise.
 
     Args: as for `rank_pool2d`.
@@ -602,18 +603,13 @@ class RankPool2d(nn.Module):
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__()
-        Sliding(kernel_size, stride, padding, dilation, ceil_mode)  # refuses what cannot be one
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        Sliding(*self.place)  # refuses what cannot be one
         _check_alpha(alpha)
-        self.kernel_size = kernel_size
-        self.stride = stride if stride is not None else kernel_size
-        self.padding = padding
         self.mode = mode
         self.top = top
         self.alpha = alpha
         self.normalize = normalize
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return rank_pool2d(
@@ -632,14 +628,10 @@ class RankPool2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        settings = f"{_window_repr(self)}, mode={self.mode!r}"
+        settings = f"{super().extra_repr()}, mode={self.mode!r}"
         if self.mode == "average":
             return f"{settings}, top={self.top}"
         return f"{settings}, alpha={self.alpha}, normalize={self.normalize}"
-
-
-def _window_repr(module: Any) -> str:
-    return f"kernel_size={module.kernel_size}, stride={module.stride}, padding={module.padding}"
 
 
 @listed(
@@ -651,7 +643,7 @@ def _window_repr(module: Any) -> str:
     cost="n (log n)² / 2 exchanges for n values, and the same again to train",
     paper="Deliège, Istasse, Kumar, De Vleeschouwer and Van Droogenbroeck, Ordinal pooling, 2019",
 )
-class OrdinalPool2d(nn.Module):
+class OrdinalPool2d(Placed):
     """A window's values sorted, the largest first, and weighted by what is learned for each rank:
     ``Σ w_r x_(r)`` with ``w = softmax(weight)``.
 
@@ -693,15 +685,10 @@ class OrdinalPool2d(nn.Module):
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         sets = check_channels(channels)
-        window = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
+        window = Sliding(*self.place)
         self.channels = channels
-        self.kernel_size = kernel_size
-        self.stride = stride if stride is not None else kernel_size
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
         self.weight = nn.Parameter(torch.zeros(sets, math.prod(window.sizes(2)[0])))
 
     def weights(self) -> Tensor:
@@ -716,10 +703,7 @@ class OrdinalPool2d(nn.Module):
         try:
             maps, added = batched(x)
             check_channels_of(maps, self.channels)
-            window = sliding(
-                x, "ranks", 2, self.kernel_size, self.stride, self.padding, self.dilation,
-                self.ceil_mode,
-            )  # fmt: skip
+            window = sliding(x, "ranks", 2, *self.place)
             taps = Taps.of(window, maps.shape[-2:])
             weight = self.weight.to(working_dtype(maps))
 
@@ -732,7 +716,7 @@ class OrdinalPool2d(nn.Module):
             raise error.during(f"{describe(x)} by OrdinalPool2d") from None
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, {_window_repr(self)}"
+        return f"channels={self.channels}, {super().extra_repr()}"
 
 
 # --- the most frequent value ----------------------------------------------------------------------
@@ -813,7 +797,7 @@ def mode_pool2d(
     cost="n (log n)² / 2 exchanges for n values",
     paper="the statistical mode; for maps of labels",
 )
-class ModePool2d(nn.Module):
+class ModePool2d(Placed):
     """`mode_pool2d` as a module.
 
     >>> import torch, poolkit
@@ -830,21 +814,14 @@ class ModePool2d(nn.Module):
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__()
-        Sliding(kernel_size, stride, padding, dilation, ceil_mode)  # refuses what cannot be one
-        self.kernel_size = kernel_size
-        self.stride = stride if stride is not None else kernel_size
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        Sliding(*self.place)  # refuses what cannot be one
 
     def forward(self, x: Tensor) -> Tensor:
         return mode_pool2d(
             x, self.kernel_size, self.stride, self.padding, dilation=self.dilation,
             ceil_mode=self.ceil_mode,
         )  # fmt: skip
-
-    extra_repr = _window_repr
 
 
 # --- weights by place -----------------------------------------------------------------------------
@@ -859,7 +836,7 @@ class ModePool2d(nn.Module):
     cost="a depthwise convolution",
     paper="Sun, Song, Jiang, Pan and Pang, Learning pooling for convolutional neural network, 2017",
 )
-class LEAPPool2d(nn.Module):
+class LEAPPool2d(Placed):
     """What is learned for each place in the window weighs the value there: ``Σ w_i x_i``.
 
     It is a depthwise convolution that begins as the mean. Padding counts as zeros, as in a
@@ -898,15 +875,10 @@ class LEAPPool2d(nn.Module):
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         sets = check_channels(channels)
-        window = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
+        window = Sliding(*self.place)
         self.channels = channels
-        self.kernel_size = kernel_size
-        self.stride = stride if stride is not None else kernel_size
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
         self.weight = nn.Parameter(torch.empty(sets, 1, *window.sizes(2)[0]))
         self.reset_parameters()
 
@@ -917,10 +889,7 @@ class LEAPPool2d(nn.Module):
         try:
             maps, added = batched(x)
             check_channels_of(maps, self.channels)
-            window = sliding(
-                x, "weights", 2, self.kernel_size, self.stride, self.padding, self.dilation,
-                self.ceil_mode,
-            )  # fmt: skip
+            window = sliding(x, "weights", 2, *self.place)
             taps = Taps.of(window, maps.shape[-2:])
             working, channels = working_dtype(maps), maps.shape[1]
             weight = self.weight.to(working).expand(channels, -1, -1, -1)
@@ -934,4 +903,4 @@ class LEAPPool2d(nn.Module):
             raise error.during(f"{describe(x)} by LEAPPool2d") from None
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, {_window_repr(self)}"
+        return f"channels={self.channels}, {super().extra_repr()}"

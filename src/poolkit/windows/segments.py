@@ -12,7 +12,7 @@ from ..arrays import Array, arrays_of
 from ..errors import PoolTypeError, PoolValueError, dtype_name, is_torch_tensor
 from .base import ReceptiveField, Spans, Window
 
-__all__ = ["Rows", "Segments"]
+__all__ = ["Rows", "Segments", "laid_out"]
 
 FORMS = ("offsets", "lengths", "mask", "ids")
 RULES = "'zero', 'nan', 'error' or a number"
@@ -32,6 +32,17 @@ class Rows:
     begin: np.ndarray
     count: np.ndarray
     weights: Array | None = None
+
+
+def laid_out(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All segments one after the other: of each row the segment, and where it is.
+
+    >>> laid_out(np.array([0, 4, 4]), np.array([2, 0, 1]))
+    (array([0, 0, 2]), array([0, 1, 4]))
+    """
+    owner = np.repeat(np.arange(len(count)), count)
+    shift = begin - (np.cumsum(count) - count)
+    return owner, shift[owner] + np.arange(len(owner))
 
 
 class Segments(Window):

@@ -1,0 +1,36 @@
+"""What modules over windows have in common: where the window is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Placed"]
+
+
+class Placed(nn.Module):
+    """A module whose options begin with those of `poolkit.Sliding`, by the same names."""
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """The arguments of `Sliding`, in its order."""
+        return self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
