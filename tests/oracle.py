@@ -106,6 +106,8 @@ def expect(oracle: np.ndarray, reduction: Reduction, dtype: str) -> np.ndarray:
     """The oracle's numbers as the result's dtype holds them, in float64 or int64."""
     result = reduction.result_dtype(DTYPES[dtype])
     empty = lowest_and_highest(dtype)[0 if isinstance(reduction, Max) else 1]
+    if isinstance(reduction, (First, Last)):
+        empty = math.nan if DTYPES[result].kind == "float" else 0
     flat = [empty if value is None else value for value in oracle.ravel()]
     if DTYPES[result].kind != "float":
         return np.array(flat, dtype=np.int64).reshape(oracle.shape)

@@ -93,8 +93,8 @@ def reduce_reference(name: str, values: list[Any], padded: int, **options: Any) 
     """
     numbers = [v.item() if hasattr(v, "item") else v for v in values]
     n = len(numbers)
-    if name in ("First", "Last") and numbers:
-        return numbers[0 if name == "First" else -1]
+    if name in ("First", "Last"):
+        return numbers[0 if name == "First" else -1] if numbers else None
     if any(v != v for v in numbers):
         return math.nan
     if name in ("Max", "Min"):
