@@ -359,6 +359,14 @@ def test_errors(arguments: dict[str, Any], error: type[Exception], message: str)
     assert "while pooling bags of" in str(caught.value)
 
 
+def test_products_look_at_the_index() -> None:
+    """Attention asks for the products of rows before any other kernel sees the index."""
+    with pytest.raises(PoolValue, match="entry 1 names row 3 of a table of 3 rows"):
+        poolkit.embedding_bag(
+            torch.tensor([0, 3]), TABLE, FLAT[:1], "attention", query=torch.ones(2)
+        )
+
+
 def test_errors_of_the_module() -> None:
     with pytest.raises(PoolValue, match="mode must be one of"):
         poolkit.nn.EmbeddingBag(3, 2, mode="x")

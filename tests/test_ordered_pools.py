@@ -70,6 +70,17 @@ def test_mode(dtype: Any) -> None:
         assert found[at] == values[counts.argmax()]
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by the compiler itself
+def test_mode_compiles_whole() -> None:
+    x = torch.rand(1, 2, 6, 6).round(decimals=1)
+    compiled = torch.compile(
+        lambda x: poolkit.mode_pool2d(x, 3), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(x), poolkit.mode_pool2d(x, 3))
+    leaf = x.requires_grad_()
+    assert torch.equal(compiled(leaf), poolkit.mode_pool2d(x, 3))
+
+
 def test_leap() -> None:
     x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
     pool = poolkit.nn.LEAPPool2d(3, 2).double()

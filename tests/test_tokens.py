@@ -151,6 +151,8 @@ def test_module() -> None:
     assert module(x[:0], mask[:0])[0].shape == (0, 6, 4)
     turned = x.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(module(turned)[0], found)
+    # A part of projected tokens, as attention has it, is pooled to what its fast kernels take.
+    assert TokenPool(2)(torch.randn(1, 8, 12).chunk(3, -1)[1])[0].is_contiguous()
     assert TokenPool(2, reduction="median")(x)[0].shape == (2, 6, 4)
 
 

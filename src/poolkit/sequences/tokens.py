@@ -205,7 +205,8 @@ def pool_grid(
         return empty, None if mask is None else mask.new_zeros(batch, 0)
 
     def reduced(values: Tensor, by: Reduction) -> Tensor:
-        values = values.reshape(batch, *grid, values.shape[-1])
+        # In one piece, so that the result is: attention over other strides goes without its kernel.
+        values = values.contiguous().view(batch, *grid, values.shape[-1])
         found: Tensor = pool(values, window, by, ndim=len(grid), channels_last=True)
         return found.reshape(batch, count, values.shape[-1])
 

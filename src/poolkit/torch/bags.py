@@ -293,6 +293,7 @@ def _bag_products(
 ) -> Tensor:
     if table.dtype not in _NAMES:
         return _bag_products_gathered(table, index, begin, count, own)
+    _check(table, index, begin, count)
     table, index, begin, count, own = _contiguous(table, index, begin, count, own)
     out = table.new_zeros(entries_of(index, table), dtype=real_dtype(table.dtype))
     _addresses(table, index, begin, count).products(
