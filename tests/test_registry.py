@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 import poolkit.nn  # noqa: E402
 from poolkit.vision.registry import POOLS  # noqa: E402
-from poolkit.vision.table import markdown_table  # noqa: E402
+from poolkit.vision.table import markdown_page, markdown_table  # noqa: E402
 
 NAMES = sorted(POOLS)
 
@@ -131,3 +132,9 @@ def test_table_has_a_full_row_for_each() -> None:
         cells = [cell.strip() for cell in line.replace("\\|", "").strip("|").split("|")]
         assert len(cells) == 7
         assert all(cells), line
+
+
+def test_page_in_the_docs_is_fresh() -> None:
+    page = Path(__file__).parent.parent / "docs" / "pools.md"
+    fresh = page.read_text(encoding="utf-8") == markdown_page()
+    assert fresh, "run python -m poolkit.vision.table > docs/pools.md"

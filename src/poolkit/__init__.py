@@ -122,11 +122,18 @@ _ROOMS = {
     "sequences.merging": "token_merge token_unmerge",
     "sequences.pooled_attention": "block_mean_attention",
     "sequences.tokens": "token_pool token_unpool",
+    "vision.antialias": "aps_pool2d blur_pool1d blur_pool2d max_blur_pool2d",
+    "vision.detail": "lip_pool2d",
+    "vision.frequency": "haar_unpool2d spectral_pool2d wavelet_pool2d",
     "vision.generalized": "gem_pool2d lse_pool2d median_pool2d quantile_pool2d soft_pool2d "
     "std_pool2d top_k_pool2d",
+    "vision.mixed": "mixed_pool2d",
+    "vision.morphology": "bottom_hat2d closing2d dilation2d erosion2d morphological_gradient2d "
+    "opening2d top_hat2d",
     "vision.multiscale": "spatial_pyramid_pool2d strip_pool2d",
     "vision.ordered": "mode_pool2d rank_pool2d",
     "vision.second_order": "bilinear_pool2d compact_bilinear_pool2d covariance_pool2d",
+    "vision.stochastic": "fractional_samples s3_pool2d stochastic_pool2d",
 }
 _LAZY |= {
     name: (f"poolkit.{room}", name) for room, names in _ROOMS.items() for name in names.split()

@@ -608,7 +608,7 @@ def learnable(
     if per_channel and not learned:
         raise PoolValueError(f"{name} for each channel is a parameter", "Give learned=True")
     if per_channel and channels is None:
-        raise PoolValueError(f"{name} for each channel needs their number", "Give channels=...")
+        raise PoolValueError(f"{name} for each channel needs their number", "Give channels too")
     if not learned:
         return value
     return nn.Parameter(torch.full((_channels(channels) if per_channel else 1,), float(value)))

@@ -1,12 +1,11 @@
-"""The table of all listed 2-D poolings, as Markdown: ``python -m poolkit.vision.table``."""
+"""The page of all listed 2-D poolings: ``python -m poolkit.vision.table > docs/pools.md``."""
 
 from __future__ import annotations
 
-import poolkit.nn  # every room enters its own
-
+from .. import nn as _nn  # noqa: F401 - every room enters its own
 from .registry import POOLS
 
-__all__ = ["markdown_table"]
+__all__ = ["markdown_page", "markdown_table"]
 
 COLUMNS = ("name", "module", "formula", "learns", "gradient", "cost", "paper")
 HEADINGS = {
@@ -14,6 +13,13 @@ HEADINGS = {
     "global": "Over all positions",
     "map": "Other maps",
 }
+
+INTRODUCTION = """\
+# All 2-D poolings by name
+
+`poolkit.nn.create_pool2d(name, channels=..., kernel_size=...)` makes each of these;
+`poolkit.nn.pools2d()` lists them. This page is what `python -m poolkit.vision.table` prints.
+"""
 
 
 def markdown_table(kind: str) -> str:
@@ -43,11 +49,11 @@ def _row(cells: object) -> str:
     return f"| {' | '.join(cells)} |"  # type: ignore[arg-type]
 
 
-def main() -> None:
-    for kind, heading in HEADINGS.items():
-        print(f"### {heading}\n\n{markdown_table(kind)}\n")
-    assert poolkit.nn.pools2d() == sorted(POOLS)
+def markdown_page() -> str:
+    """What `docs/pools.md` holds."""
+    tables = (f"### {heading}\n\n{markdown_table(kind)}\n" for kind, heading in HEADINGS.items())
+    return "\n".join((INTRODUCTION, *tables))
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown_page(), end="")
