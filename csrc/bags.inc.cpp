@@ -13,8 +13,9 @@ namespace {
 using poolkit::Bags;
 
 // Rows lie anywhere, where no processor looks ahead: what this many entries further is read next is
-// fetched. Bags lie behind each other, so that is the next bag's, too.
-constexpr int64_t kAhead = 16;
+// fetched. Bags lie behind each other, so that is the next bag's, too. Into the second cache, for
+// which more lines may be on their way: 0.6 of the time that the first one takes.
+constexpr int64_t kAhead = 32;
 
 // The rows of one bag. `Short` rows are narrower than a vector; their other lanes are zeros.
 template <class S, bool Weighted, bool Short>
@@ -33,7 +34,8 @@ struct BagLines {
     template <class>
     POOLKIT_INLINE Vec<A> at(int64_t i, int64_t j) const {
         const S* row = (*this)[i] + j;
-        if (index && i + kAhead < known) __builtin_prefetch(table + index[i + kAhead] * width + j);
+        if (index && i + kAhead < known)
+            __builtin_prefetch(table + index[i + kAhead] * width + j, 0, 2);
         const Vec<A> v = Short ? load_first<A>(row, width, Vec<A>{}) : load<A>(row);
         return Weighted ? v * broadcast<A>(weight[i]) : v;
     }
