@@ -15,9 +15,9 @@ from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_trac
 from ..functional import Size, max_pool2d, new_sliding
 from ..torch.autograd import apply
 from ..windows.base import freeze, per_axis
+from .maps import batched, channels_behind, result_dtype, working_dtype
 from .placed import Windowed
 from .registry import listed
-from .taps import batched, channels_behind, result_dtype, working_dtype
 
 __all__ = [
     "APSPool2d",

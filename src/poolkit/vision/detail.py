@@ -17,17 +17,11 @@ from torch import Tensor, nn
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, new_sliding, sliding
+from .learned import check_channels, check_channels_of
+from .maps import batched, result_dtype, working_dtype
 from .placed import Placed
 from .registry import listed
-from .taps import (
-    Taps,
-    batched,
-    check_channels,
-    check_channels_of,
-    in_stripes,
-    result_dtype,
-    working_dtype,
-)
+from .taps import Taps, in_stripes
 
 __all__ = ["DetailPreservingPool2d", "ImportanceLogit", "LocalImportancePool2d", "lip_pool2d"]
 

@@ -14,8 +14,8 @@ from ..functional import Size
 from ..reductions import Mean
 from ..windows import Sliding
 from ..windows.base import freeze, per_axis
+from .maps import batched, channels_behind, result_dtype, working_dtype
 from .registry import listed
-from .taps import batched, channels_behind, result_dtype, working_dtype
 
 __all__ = [
     "SpectralPool2d",

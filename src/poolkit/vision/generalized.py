@@ -1,29 +1,21 @@
 """Poolings between the average and the maximum, and by rank: short names for reductions, and
-modules whose sharpness is learned.
-
-The gradients of Soft, GeM and LogSumExp are made from the input alone, tap by tap of the window,
-so that no memory grows with it. GeM is the LogSumExp of logarithms, so both are one function.
-"""
+modules whose sharpness is learned."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch import Tensor
 
-from ..arrays import Array, arrays_of
+from ..arrays import Array
 from ..core import pool
-from ..dtypes import dtype_of
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, check_rank, new_sliding, sliding
-from ..reductions import GeM, LogSumExp, Max, Median, Quantile, Reduction, Soft, Std, Sum, TopK
-from ..torch.autograd import apply
-from ..torch.plain import check
-from ..windows import Global, Sliding, Window
+from ..reductions import GeM, LogSumExp, Median, Quantile, Reduction, Soft, Std, TopK
+from ..windows import Global, Window
+from .exponential import log_mean_exp, soft
+from .learned import learnable, told_of
 from .placed import Placed
 from .registry import listed
 
@@ -45,8 +37,6 @@ __all__ = [
     "top_k_pool2d",
 ]
 
-# A learned exponent or sharpness counts as this where it is less: log(mean) / k would cancel.
-LEAST = 1e-3
 PLACE = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
@@ -82,10 +72,7 @@ def soft_pool2d(
     try:
         reduction = Soft(beta)
         window = _window(input, reduction, kernel_size, stride, padding, dilation, ceil_mode)
-        if is_torch_tensor(input) and _differentiates(check(input)):
-            soft: Tensor = apply(_Soft, input, float(beta), window)
-            return soft
-        return pool(input, window, reduction, ndim=2)
+        return soft(input, float(beta), window)
     except PoolError as error:
         raise error.during(f"{describe(input)} by soft_pool2d") from None
 
@@ -127,7 +114,7 @@ def gem_pool2d(
         _check_eps(eps)
         reduction = GeM(3.0 if isinstance(p, Tensor) else p)
         window = _window(input, reduction, kernel_size, stride, padding, dilation, ceil_mode)
-        return _log_mean_exp(input, p, "p", window, eps)
+        return log_mean_exp(input, p, "p", window, eps)
     except PoolError as error:
         raise error.during(f"{describe(input)} by gem_pool2d") from None
 
@@ -166,7 +153,7 @@ def lse_pool2d(
     try:
         reduction = LogSumExp(1.0 if isinstance(r, Tensor) else r)
         window = _window(input, reduction, kernel_size, stride, padding, dilation, ceil_mode)
-        return _log_mean_exp(input, r, "r", window, None)
+        return log_mean_exp(input, r, "r", window, None)
     except PoolError as error:
         raise error.during(f"{describe(input)} by lse_pool2d") from None
 
@@ -330,6 +317,7 @@ class SoftPool2d(_Short):
 
     Args: as for `soft_pool2d`.
 
+    >>> import torch
     >>> SoftPool2d(2)(torch.full((1, 1, 2, 2), 1e30))
     tensor([[[[1.0000e+30]]]])
     """
@@ -373,6 +361,7 @@ class GeMPool2d(_Short):
     Raises:
         PoolError: for numbers out of range, and for per_channel without channels.
 
+    >>> import torch
     >>> pool = GeMPool2d(per_channel=True, channels=8)
     >>> pool(torch.rand(2, 8, 7, 7)).shape, pool.p.shape
     (torch.Size([2, 8, 1, 1]), torch.Size([8]))
@@ -416,6 +405,7 @@ class GlobalGeMPool2d(GeMPool2d):
 
     Args: as for `GeMPool2d`, without a window.
 
+    >>> import torch
     >>> GlobalGeMPool2d()(torch.ones(2, 8, 7, 7)).shape
     torch.Size([2, 8, 1, 1])
     """
@@ -452,6 +442,7 @@ class LSEPool2d(_Short):
     Raises:
         PoolError: for numbers out of range, and for per_channel without channels.
 
+    >>> import torch
     >>> LSEPool2d(2, r=5.0)(torch.full((1, 1, 2, 2), 1000.0))
     tensor([[[[1000.]]]])
     """
@@ -488,6 +479,7 @@ class MedianPool2d(_Short):
 
     Args: as for `median_pool2d`.
 
+    >>> import torch
     >>> MedianPool2d(3, stride=1, padding=1)(torch.eye(3)[None]).sum()  # no position stands out
     tensor(1.)
     """
@@ -509,6 +501,7 @@ class QuantilePool2d(_Short):
 
     Args: as for `quantile_pool2d`.
 
+    >>> import torch
     >>> QuantilePool2d((1, 3), q=0.75)(torch.tensor([[[4.0, 1.0, 3.0]]]))
     tensor([[[3.5000]]])
     """
@@ -543,6 +536,7 @@ class StdPool2d(_Short):
 
     Args: as for `std_pool2d`.
 
+    >>> import torch
     >>> StdPool2d((1, 2))(torch.tensor([[[1.0, 3.0, 5.0, 5.0]]]))
     tensor([[[1., 0.]]])
     """
@@ -577,6 +571,7 @@ class TopKPool2d(_Short):
 
     Args: as for `top_k_pool2d`.
 
+    >>> import torch
     >>> TopKPool2d((1, 3), k=2)(torch.tensor([[[1.0, 4.0, 2.0]]]))
     tensor([[[3.]]])
     """
@@ -596,52 +591,6 @@ class TopKPool2d(_Short):
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.k = TopK(k).k
-
-
-# --- what is learned ----------------------------------------------------------------------------
-
-
-def learnable(
-    name: str, value: float, learned: bool, per_channel: bool, channels: int | None
-) -> float | nn.Parameter:
-    """A number of a module, or the parameter that begins with it: (1,), or (channels,)."""
-    if per_channel and not learned:
-        raise PoolValueError(f"{name} for each channel is a parameter", "Give learned=True")
-    if per_channel and channels is None:
-        raise PoolValueError(f"{name} for each channel needs their number", "Give channels too")
-    if not learned:
-        return value
-    return nn.Parameter(torch.full((_channels(channels) if per_channel else 1,), float(value)))
-
-
-def told_of(value: Any) -> Any:
-    """An option, or how many numbers of it are learned."""
-    return f"{value.numel()} learned" if isinstance(value, nn.Parameter) else value
-
-
-def across_channels(name: str, value: Tensor, input: Tensor) -> Tensor:
-    """One number, or one for each channel, as (1, 1, 1) or (C, 1, 1)."""
-    channels = input.shape[-3]
-    if not value.is_floating_point() or value.numel() not in (1, channels) or value.ndim > 1:
-        raise PoolValueError(
-            f"{name} must be one number or one for each of {channels} channels, got "
-            f"{describe(value)}",
-            f"Give a number, or a floating tensor of shape ({channels},)",
-        )
-    return value.reshape(-1, 1, 1)
-
-
-def check_floating(input: Any, what: str) -> None:
-    """Refuses all but tensors of a floating dtype, (N, C, H, W) or (C, H, W)."""
-    if not is_torch_tensor(input):
-        raise PoolTypeError(
-            f"a torch tensor was expected, got {type(input).__name__}",
-            "Convert it with torch.as_tensor",
-        )
-    check(input)
-    check_rank(input, 2)
-    if not input.is_floating_point():
-        raise PoolTypeError(f"{what} of a floating dtype", "Convert the input: x.float()")
 
 
 # --- windows ------------------------------------------------------------------------------------
@@ -667,177 +616,6 @@ def _pooled(name: str, input: Array, place: Any, make: type[Reduction], *of: Any
         raise error.during(f"{describe(input)} by {name}") from None
 
 
-def _views(window: Window, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
-    """For each tap of the window: where in the input it lies, and in which outputs. The one tap of
-    a global window is the whole plane, which broadcasts."""
-    if isinstance(window, Global):
-        yield ..., ...
-        return
-    assert isinstance(window, Sliding)
-    kernel, stride, dilation = window.sizes(2)
-    fields = window.receptive_field(shape)
-    axes = []
-    for axis, (size, out) in enumerate(zip(shape, window.output_shape(shape), strict=True)):
-        before = round((fields[axis].size - 1) / 2 - fields[axis].offset)  # the padding
-        s, places = stride[axis], []
-        for tap in range(kernel[axis]):
-            at = tap * dilation[axis] - before
-            first = max(-(at // s), 0)  # the first output whose tap lies inside
-            last = min((size - 1 - at) // s, out - 1)
-            if last >= first:
-                begin = first * s + at
-                places.append((slice(begin, last * s + at + 1, s), slice(first, last + 1)))
-        axes.append(places)
-    for row, rows in axes[0]:
-        for column, columns in axes[1]:
-            yield (..., row, column), (..., rows, columns)
-
-
-# --- gradients ----------------------------------------------------------------------------------
-
-
-def _log_mean_exp(
-    input: Array, k: float | Tensor, name: str, window: Window, eps: float | None
-) -> Array:
-    """The LogSumExp of the input, or with `eps` the GeM: the exponential of that of logarithms."""
-    if not is_torch_tensor(input):
-        if isinstance(k, Tensor):
-            raise PoolTypeError(f"{name} is a tensor, the input is none", "Convert one of them")
-        return _values(input, k, window, eps)
-    check(input)
-    if isinstance(k, Tensor):
-        k = across_channels(name, k, input)
-        k = k.to(torch.float64 if input.dtype is torch.float64 else torch.float32).clamp(min=LEAST)
-    if _differentiates(input) or (isinstance(k, Tensor) and _differentiates(k)):
-        pooled: Tensor = apply(_LogMeanExp, input, k, window, eps)
-        return pooled
-    return _values(input, k, window, eps)
-
-
-def _differentiates(x: Tensor) -> bool:
-    """Whether a gradient is made here; a compiler takes those of the operators it is shown."""
-    return torch.is_grad_enabled() and x.requires_grad and not is_compiling()
-
-
-def _wide(x: Array, eps: float | None) -> Array:
-    """What is summed: of half types and integers in float32, with `eps` the logarithms."""
-    xp, reduction = arrays_of(x), LogSumExp()
-    x = xp.cast(x, reduction.working_dtype(dtype_of(x)))
-    return x if eps is None else xp.log(xp.at_least(x, eps))
-
-
-def _values(x: Array, k: Any, window: Window, eps: float | None) -> Array:
-    xp, u = arrays_of(x), _wide(x, eps)
-    if isinstance(k, Tensor):
-        level = pool(u * k, window, LogSumExp(), ndim=2) / k
-        if eps is None:  # a product that overflows: the largest is all that counts
-            level = torch.where(level.isinf(), pool(u, window, Max(), ndim=2), level)
-    else:
-        level = pool(u, window, LogSumExp(k), ndim=2)
-    result = level if eps is None else xp.exp(level)
-    return xp.cast(result, LogSumExp().result_dtype(dtype_of(x)))
-
-
-def _below(u: Tensor, top: Tensor) -> Tensor:
-    """How far u lies below the largest: finite, and 0 from an infinity to itself."""
-    below = torch.where(u == top, 0.0, u - top)
-    return below.clamp(min=torch.finfo(below.dtype).min)
-
-
-def _sums(u: Tensor, k: Any, window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest of each window, Σ exp(k d) and Σ d exp(k d), with d = u - largest."""
-    top = pool(u, window, Max(), ndim=2)
-    total, moment = torch.zeros_like(top), torch.zeros_like(top)
-    for seen, by in _views(window, tuple(u.shape[-2:])):
-        below = _below(u[seen], top[by])
-        part = (below * k).exp()
-        shifted = part * below
-        if by is ...:
-            part, shifted = (pool(x, window, Sum(), ndim=2) for x in (part, shifted))
-        total[by] += part
-        moment[by] += shifted
-    return top, total, moment
-
-
-def _derived(pooled: Tensor, inputs: Any, grad: Tensor) -> list[Tensor | None]:
-    """The gradient as a function that may itself be differentiated."""
-    wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    found = iter(torch.autograd.grad(pooled, wanted, grad, create_graph=True))
-    return [next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
-
-
-class _LogMeanExp(torch.autograd.Function):
-    """The level log(Σ exp(k u) / n) / k has the gradient w = exp(k d) / Σ exp(k d) in u, and in k
-    (Σ w u - level) / k. What is needed is computed again, so that the input alone is saved."""
-
-    @staticmethod
-    def forward(x: Tensor, k: Any, window: Window, eps: float | None) -> Tensor:
-        pooled: Tensor = _values(x, k, window, eps)
-        return pooled
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, k, ctx.window, ctx.eps = inputs
-        ctx.k = None if isinstance(k, Tensor) else k
-        ctx.save_for_backward(x, *((k,) if isinstance(k, Tensor) else ()))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, *learned = ctx.saved_tensors
-        k, window = learned[0] if learned else ctx.k, ctx.window
-        if torch.is_grad_enabled():  # the gradient will be differentiated
-            return *_derived(_values(x, k, window, ctx.eps), (x, k), grad), None, None
-        u = _wide(x, ctx.eps)
-        top, total, moment = _sums(u, k, window)
-        number = pool(u.new_ones((1, *u.shape[-2:])), window, Sum(), ndim=2)
-        lower = (total / number).log() / k  # the level less the largest
-        share = grad.to(u.dtype)
-        if ctx.eps is not None:
-            share = share * (top + lower).exp()
-        grad_k = None
-        if learned:
-            grad_k = (share * (moment / total - lower)).sum_to_size(k.shape) / k
-        share = share / total
-        grad_u = torch.zeros_like(u)
-        for seen, by in _views(window, tuple(u.shape[-2:])):
-            grad_u[seen] += share[by] * (_below(u[seen], top[by]) * k).exp()
-        if ctx.eps is not None:
-            grad_u = torch.where(x >= ctx.eps, grad_u / x, 0.0)
-        return grad_u.to(x.dtype), grad_k, None, None
-
-
-class _Soft(torch.autograd.Function):
-    """With the weights w of `_LogMeanExp`, y = Σ w x has the gradient w (1 + β (x - y))."""
-
-    @staticmethod
-    def forward(x: Tensor, beta: float, window: Window) -> Tensor:
-        pooled: Tensor = pool(x, window, Soft(beta), ndim=2)
-        return pooled
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.beta, ctx.window = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (x,) = ctx.saved_tensors
-        beta, window = ctx.beta, ctx.window
-        if torch.is_grad_enabled():  # the gradient will be differentiated
-            (gradient,) = _derived(pool(x, window, Soft(beta), ndim=2), (x,), grad)
-            return gradient, None, None
-        u = _wide(x, None)
-        top, total, moment = _sums(u, beta, window)
-        share, mean = grad.to(u.dtype) / total, moment / total
-        grad_u = torch.zeros_like(u)
-        least = torch.finfo(u.dtype).min  # a weight of 0 must not meet an infinity
-        for seen, by in _views(window, tuple(u.shape[-2:])):
-            below = _below(u[seen], top[by])
-            weight = share[by] * (below * beta).exp()
-            grad_u[seen] += weight * (1 + beta * (below - mean[by])).clamp(min=least)
-        return grad_u.to(x.dtype), None, None
-
-
 # --- checks -------------------------------------------------------------------------------------
 
 
@@ -849,11 +627,3 @@ def _check_eps(eps: float) -> None:
             f"eps must be above 0 and finite, got {eps}",
             "It stands for what has no logarithm, such as 1e-6",
         )
-
-
-def _channels(channels: Any) -> int:
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise PoolValueError(
-            f"channels must be an integer of at least 1, got {channels!r}", "Give their number"
-        )
-    return channels

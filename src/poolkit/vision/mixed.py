@@ -19,7 +19,8 @@ from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, new_sliding, sliding
 from ..reductions import Max, Mean
 from ..windows import Sliding
-from .generalized import across_channels, check_floating, learnable, told_of
+from .learned import across_channels, learnable, told_of
+from .maps import check_floating
 from .placed import Windowed
 from .registry import listed
 

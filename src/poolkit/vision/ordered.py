@@ -15,17 +15,11 @@ from torch.nn import functional as F
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, made_once, new_sliding, sliding
 from ..torch.autograd import apply
+from .learned import check_channels, check_channels_of
+from .maps import batched, result_dtype, working_dtype
 from .placed import Placed
 from .registry import listed
-from .taps import (
-    Taps,
-    batched,
-    check_channels,
-    check_channels_of,
-    in_stripes,
-    result_dtype,
-    working_dtype,
-)
+from .taps import Taps, in_stripes
 
 __all__ = [
     "LEAPPool2d",

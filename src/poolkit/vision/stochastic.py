@@ -21,7 +21,7 @@ from ..functional import Size, new_sliding, sliding
 from ..reductions import Max, Mean, Sum
 from ..windows import Sliding, Window
 from ..windows.base import freeze, per_axis
-from .generalized import check_floating
+from .maps import check_floating
 from .placed import Windowed
 from .registry import listed
 

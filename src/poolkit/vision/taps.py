@@ -16,23 +16,12 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from ..dtypes import DTYPES
-from ..errors import PoolTypeError, PoolValueError, is_torch_tensor, is_traced
-from ..functional import check_rank
+from ..errors import PoolValueError, is_traced
 from ..torch.autograd import apply
-from ..torch.plain import NAMES, check
-from ..windows import Sliding, Window
+from ..windows import Global, Sliding, Window
+from .maps import channels_behind
 
-__all__ = [
-    "Taps",
-    "batched",
-    "channels_behind",
-    "check_channels",
-    "check_channels_of",
-    "in_stripes",
-    "result_dtype",
-    "working_dtype",
-]
+__all__ = ["Taps", "in_stripes", "inside"]
 
 # Live numbers in one stripe: 32 MB of float32, whatever the input. With a quarter of it the calls
 # cost twice as much as the work.
@@ -182,10 +171,6 @@ def part_of(tensor: Tensor, where: tuple[slice, slice] | None) -> Tensor:
     return tensor if where is None else tensor[where[0], :, where[1]]
 
 
-def channels_behind(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def in_stripes(
     compute: Compute,
     taps: Taps,
@@ -268,46 +253,27 @@ class _InStripes(torch.autograd.Function):
         return None, *gradients
 
 
-def batched(x: Any) -> tuple[Tensor, bool]:
-    """`x` with a batch in front, and whether that had to be added."""
-    if not is_torch_tensor(x):
-        raise PoolTypeError(
-            f"a torch tensor was expected, got {type(x).__name__}",
-            "Convert it with torch.as_tensor",
-        )
-    check_rank(x, 2)
-    check(x)
-    return (x, False) if x.ndim == 4 else (x[None], True)
-
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """In what a weighted sum of these values is computed."""
-    row = DTYPES[NAMES[x.dtype]]
-    return getattr(torch, row.wide if row.kind == "float" else row.real)
-
-
-def result_dtype(x: Tensor) -> torch.dtype:
-    """What a weighted sum of these values becomes."""
-    return x.dtype if x.dtype.is_floating_point else torch.float32
-
-
-def check_channels(channels: int | None) -> int:
-    """How many sets of weights that is."""
-    if channels is None:
-        return 1
-    if isinstance(channels, bool) or not isinstance(channels, int):
-        raise PoolTypeError(
-            f"channels must be an integer or None, got {channels!r}",
-            "Give the number of channels, or None for one set of weights for all of them",
-        )
-    if channels < 1:
-        raise PoolValueError(f"channels must be at least 1, got {channels}", "Give their number")
-    return channels
-
-
-def check_channels_of(x: Tensor, channels: int | None) -> None:
-    if channels is not None and x.shape[1] != channels:
-        raise PoolValueError(
-            f"the weights are for {channels} channels, the input has {x.shape[1]}",
-            "Make them agree, or make the module with channels=None, whose weights fit any number",
-        )
+def inside(window: Window, shape: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
+    """For each place in a window: where in the input it lies, and in which outputs. The one place
+    of a global window is the whole plane, which broadcasts."""
+    if isinstance(window, Global):
+        yield ..., ...
+        return
+    assert isinstance(window, Sliding)
+    kernel, stride, dilation = window.sizes(2)
+    fields = window.receptive_field(shape)
+    axes = []
+    for axis, (size, out) in enumerate(zip(shape, window.output_shape(shape), strict=True)):
+        before = round((fields[axis].size - 1) / 2 - fields[axis].offset)  # the padding
+        s, places = stride[axis], []
+        for tap in range(kernel[axis]):
+            at = tap * dilation[axis] - before
+            first = max(-(at // s), 0)  # the first output whose tap lies inside
+            last = min((size - 1 - at) // s, out - 1)
+            if last >= first:
+                begin = first * s + at
+                places.append((slice(begin, last * s + at + 1, s), slice(first, last + 1)))
+        axes.append(places)
+    for row, rows in axes[0]:
+        for column, columns in axes[1]:
+            yield (..., row, column), (..., rows, columns)
