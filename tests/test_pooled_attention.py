@@ -184,7 +184,9 @@ def test_module_survives_saving_and_compiling() -> None:
 # --- Block means ---------------------------------------------------------------------------------
 
 
-def slow_blocks(q: Any, k: Any, v: Any, size: int, mask: Any, causal: bool, local: bool) -> Any:
+def slow_blocks(
+    q: Any, k: Any, v: Any, size: int, mask: Any, causal: bool, local: bool, first: int
+) -> Any:
     """Query by query, each token a key of its own: those of other blocks replaced by their mean."""
     out = torch.zeros_like(v)
     batch, _, length, depth = q.shape
@@ -194,11 +196,12 @@ def slow_blocks(q: Any, k: Any, v: Any, size: int, mask: Any, causal: bool, loca
             for u in range(length):
                 if not mask[n, u] or (causal and u > t):
                     continue
-                if local and u // size == t // size:
+                block_of_t, block_of_u = ((w - first) // size if w >= first else -1 for w in (t, u))
+                if u < first or (local and block_of_u == block_of_t):
                     keys.append(k[n, :, u])
                     values.append(v[n, :, u])
                 else:
-                    start = u // size * size
+                    start = first + block_of_u * size
                     block = [w for w in range(start, min(start + size, length)) if mask[n, w]]
                     keys.append(k[n, :, block].mean(1))
                     values.append(v[n, :, block].mean(1))
@@ -210,18 +213,21 @@ def slow_blocks(q: Any, k: Any, v: Any, size: int, mask: Any, causal: bool, loca
 
 @pytest.mark.parametrize(("causal", "local"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("size", [1, 3, 4, 20])
+@pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("gathered", [1, 2**22])
 def test_blocks_query_by_query(
-    causal: bool, local: bool, size: int, gathered: int, monkeypatch: pytest.MonkeyPatch
+    causal: bool, local: bool, size: int, first: int, gathered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poolkit.sequences.pooled_attention.GATHERED", gathered)
     q, k, v = tokens(3, 2, 2, 13, 4, seed=size).double().unbind()
     for mask in (torch.ones(2, 13, dtype=torch.bool), tokens(2, 13, seed=5) > 0):
-        right = slow_blocks(q, k, v, size, mask, causal, local)
-        found = block_mean_attention(q, k, v, size, mask, causal, local)
+        right = slow_blocks(q, k, v, size, mask, causal, local, first)
+        options = {"causal": causal, "local": local, "class_tokens": first}
+        found = block_mean_attention(q, k, v, size, mask, **options)
         torch.testing.assert_close(found, right)
         if mask.all():
-            assert torch.equal(block_mean_attention(q, k, v, size, None, causal, local), found)
+            again = block_mean_attention(q, k, v, size, None, **options)
+            torch.testing.assert_close(again, found)
 
 
 def test_blocks_by_hand() -> None:
@@ -261,18 +267,19 @@ def test_blocks_of_one_token_or_of_all_are_full_attention(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 32])
+@pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_nothing_of_the_future_is_seen(size: int, masked: bool) -> None:
+def test_nothing_of_the_future_is_seen(size: int, first: int, masked: bool) -> None:
     q = tokens(1, 2, 14, 4).double().requires_grad_()
     mask = tokens(1, 14, seed=2) > -0.5 if masked else None
-    out = block_mean_attention(q, q, q, size, mask, causal=True)
+    out = block_mean_attention(q, q, q, size, mask, causal=True, class_tokens=first)
     for t in range(14):
         (grad,) = torch.autograd.grad(out[:, :, t].sum(), q, retain_graph=True)
         assert (grad[:, :, t + 1 :] == 0).all()
     # Values far behind may be anything finite: what comes before has the same bits.
     changed = q.detach().clone()
     changed[:, :, 9:] *= 1e6
-    again = block_mean_attention(changed, changed, changed, size, mask, causal=True)
+    again = block_mean_attention(*[changed] * 3, size, mask, causal=True, class_tokens=first)
     assert torch.equal(again[:, :, :9], out[:, :, :9])
 
 
@@ -280,13 +287,16 @@ def test_block_module() -> None:
     q, k, v = tokens(3, 2, 3, 16, 8).unbind()
     mask = tokens(2, 16) > 0
     module = BlockMeanKV(4, causal=True)
-    assert repr(module) == "BlockMeanKV(4, causal=True, local=True)"
+    assert repr(module) == "BlockMeanKV(4, causal=True, local=True, class_tokens=0)"
     right = block_mean_attention(q, k, v, 4, mask, True)
     assert torch.equal(module(q, k, v, mask), right)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v, mask), right)
     assert module(q[:0], k[:0], v[:0]).shape == (0, 3, 16, 8)
     assert module(q[:, :, :0], k[:, :, :0], v[:, :, :0]).shape == (2, 3, 0, 8)
+    all_apart = BlockMeanKV(4, causal=True, class_tokens=16)(q, k, v)
+    full = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(all_apart, full, rtol=1e-5, atol=1e-6)
     spoilt = [x.masked_fill(~mask[:, None, :, None], float("nan")) for x in (k, v)]
     assert torch.equal(module(q, *spoilt, mask), right)
     assert (module(q, k, v, mask & False) == 0).all()
@@ -329,6 +339,7 @@ X, Q = torch.zeros(2, 4, 8), torch.zeros(2, 2, 4, 8)
         (lambda: block_mean_attention(Q, Q, [1], 2), "value must be a torch tensor, got list"),
         (lambda: block_mean_attention(Q, Q, Q, 2, causal=True, local=False), "own block as a mean"),
         (lambda: block_mean_attention(Q, Q, Q, 2, X[:, :, 0]), "a mask holds bools"),
+        (lambda: block_mean_attention(Q, Q, Q, 2, class_tokens=5), "5 class tokens among 4"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import pool as run_pool
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..reductions import Max, Mean, Sum
 from ..torch.plain import real_dtype
-from ..windows import Sliding
-from .tokens import check_tokens, checked_mask, checked_size, pool_grid, pool_mask
+from .tokens import (
+    check_tokens,
+    checked_class_tokens,
+    checked_mask,
+    checked_size,
+    pool_grid,
+    pool_mask,
+)
 
 __all__ = ["BlockMeanKV", "PooledAttention", "block_mean_attention"]
 
@@ -254,6 +259,7 @@ def block_mean_attention(
     local: bool = True,
     dropout: float = 0.0,
     scale: float | None = None,
+    class_tokens: int = 0,
 ) -> Tensor:
     """Attention that sees its own block of tokens in full, and each other one as a mean.
 
@@ -272,6 +278,8 @@ def block_mean_attention(
         local: whether the own block is seen in full. Otherwise it is a mean as the others.
         dropout: of the attention weights.
         scale: of the logits before log n is added; None is 1 / sqrt(D).
+        class_tokens: how many tokens in front are in no block: all queries see them in full, and
+            they see each other in full.
 
     Returns:
         (N, heads, T, D). A query that sees no token gets zeros.
@@ -303,20 +311,30 @@ def block_mean_attention(
                 "a causal query cannot see its own block as a mean: that has tokens behind it",
                 "Leave local=True",
             )
+        first = checked_class_tokens(class_tokens, query.transpose(1, 2))
         if query.shape[2] == 0 or query.shape[0] == 0:
-            return query.new_zeros(query.shape)
+            return value.new_zeros(value.shape)
         if seen is not None:  # a weight of 0 would keep a NaN
             absent = ~seen[:, None, :, None]
             key, value = key.masked_fill(absent, 0), value.masked_fill(absent, 0)
-        means, values, bias = _block_means(key, value, seen, size)
+        bias = key.new_zeros(key.shape[0], key.shape[2], dtype=_mask_dtype(key))
+        if seen is not None:
+            bias = bias.masked_fill(~seen, float("-inf"))
+        tokens = _Keys(key, value, bias)
+        far = tokens.part(0, first).join(_block_means(tokens.part(first), seen, first, size))
         if not local:
-            return F.scaled_dot_product_attention(
-                query, means, values, attn_mask=bias[:, None, None, :], dropout_p=dropout,
-                scale=scale,
-            )  # fmt: skip
-        return _far_and_near(
-            query, key, value, means, values, bias, seen, size, causal, dropout, scale
-        )
+            return far.seen_by(query, dropout, scale)
+        parts = []
+        if first:
+            front = query[:, :, :first]
+            own = tokens.part(0, first)
+            hidden = None if not causal else _behind(first, query.device)
+            parts.append((own if causal else far).seen_by(front, dropout, scale, hidden))
+        if first < query.shape[2]:
+            near = tokens.part(first)
+            behind = query[:, :, first:]
+            parts.append(_far_and_near(behind, far, near, first, size, causal, dropout, scale))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
     except PoolError as error:
         raise error.during(f"{describe(query)} by block_mean_attention") from None
 
@@ -326,7 +344,7 @@ class BlockMeanKV(nn.Module):
     in the place of ``scaled_dot_product_attention``.
 
     Args:
-        block_size, causal, local: as for `poolkit.block_mean_attention`.
+        block_size, causal, local, class_tokens: as for `poolkit.block_mean_attention`.
         dropout: of the attention weights, in training.
 
     Shape: query, key and value (N, heads, T, D), and an optional mask (N, T), to (N, heads, T, D).
@@ -340,11 +358,17 @@ class BlockMeanKV(nn.Module):
     """
 
     def __init__(
-        self, block_size: int, causal: bool = False, local: bool = True, dropout: float = 0.0
+        self,
+        block_size: int,
+        causal: bool = False,
+        local: bool = True,
+        dropout: float = 0.0,
+        class_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.block_size = checked_size("block_size", block_size)
         self.causal, self.local = bool(causal), bool(local)
+        self.class_tokens = checked_size("class_tokens", class_tokens, least=0)
         self.dropout = _checked_dropout(dropout)
 
     def forward(
@@ -352,58 +376,89 @@ class BlockMeanKV(nn.Module):
     ) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return block_mean_attention(
-            query, key, value, self.block_size, mask, self.causal, self.local, dropout
+            query,
+            key,
+            value,
+            self.block_size,
+            mask,
+            self.causal,
+            self.local,
+            dropout,
+            class_tokens=self.class_tokens,
         )
 
     def extra_repr(self) -> str:
-        return f"{self.block_size}, causal={self.causal}, local={self.local}"
+        return (
+            f"{self.block_size}, causal={self.causal}, local={self.local}, "
+            f"class_tokens={self.class_tokens}"
+        )
 
 
-def _block_means(
-    key: Tensor, value: Tensor, mask: Tensor | None, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean keys and values (N, heads, blocks, D), and log n of each block (N, blocks)."""
-    batch, _, length, _ = key.shape
+class _Keys(NamedTuple):
+    """Keys and values (N, heads, S, D), and what is added to the logit of each (N, S)."""
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor
+
+    def part(self, start: int, end: int | None = None) -> _Keys:
+        return _Keys(
+            self.key[:, :, start:end], self.value[:, :, start:end], self.bias[:, start:end]
+        )
+
+    def join(self, more: _Keys) -> _Keys:
+        return _Keys(
+            torch.cat([self.key, more.key], 2),
+            torch.cat([self.value, more.value], 2),
+            torch.cat([self.bias, more.bias], 1),
+        )
+
+    def seen_by(
+        self, query: Tensor, dropout: float, scale: float | None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Attention, where `hidden` (queries, S) is False."""
+        bias = self.bias[:, None, None]
+        if hidden is not None:
+            bias = bias.expand(-1, -1, len(hidden), -1).masked_fill(hidden, float("-inf"))
+        return F.scaled_dot_product_attention(
+            query, self.key, self.value, attn_mask=bias, dropout_p=dropout, scale=scale
+        )
+
+
+def _block_means(tokens: _Keys, mask: Tensor | None, first: int, size: int) -> _Keys:
+    """The mean keys and values of the blocks of these tokens, and log n of each."""
+    batch, heads, length, _ = tokens.key.shape
     grid = ((length,), (size,), (size,), (0,))
+    there = None if mask is None else mask[:, first:]
 
     def mean(x: Tensor) -> Tensor:
-        rows = x.transpose(1, 2).flatten(2)
-        pooled, _ = pool_grid(rows, mask, *grid, Mean())
-        return pooled.unflatten(-1, (x.shape[1], x.shape[3])).transpose(1, 2)
+        pooled, _ = pool_grid(x.transpose(1, 2).flatten(2), there, *grid, Mean())
+        return pooled.unflatten(-1, (heads, x.shape[3])).transpose(1, 2)
 
-    there = key.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
-    window = Sliding(size, size, ((0, -length % size),))
-    count = run_pool(there[..., None], window, Sum(), ndim=1, channels_last=True)[..., 0]
-    return mean(key), mean(value), count.to(_mask_dtype(key)).log()
+    ones = tokens.bias.new_ones(batch, length, 1)
+    count, _ = pool_grid(ones, there, *grid, Sum())
+    return _Keys(mean(tokens.key), mean(tokens.value), count[..., 0].log())
 
 
 def _far_and_near(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    means: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    mask: Tensor | None,
+    far: _Keys,
+    near: _Keys,
+    first: int,
     size: int,
     causal: bool,
     dropout: float,
     scale: float | None,
 ) -> Tensor:
-    """One softmax over the means of other blocks and the tokens of the own one, for a few blocks
-    of queries at a time."""
+    """One softmax over class tokens, the means of other blocks and the tokens of the own one, for
+    a few blocks of queries at a time."""
     batch, heads, length, depth = query.shape
-    blocks = means.shape[2]
-    none = float("-inf")
-    device = query.device
-    extra = blocks * size - length
-    query, key, value = (F.pad(x, (0, 0, 0, extra)) for x in (query, key, value))
-    there = bias.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
-    near = torch.zeros_like(there, dtype=bias.dtype).masked_fill(~there, none)
-    near = F.pad(near, (0, extra), value=none)
-    order = torch.arange(size, device=device)
-    behind = order > order[:, None]
-    every = torch.arange(blocks, device=device)
+    blocks = -(-length // size)
+    none, extra = float("-inf"), blocks * size - length
+    query, key, value = (F.pad(x, (0, 0, 0, extra)) for x in (query, near.key, near.value))
+    near_bias = F.pad(near.bias, (0, extra), value=none)
+    behind = _behind(size, query.device)
+    every = torch.arange(blocks, device=query.device)
     step = max(1, GATHERED // (batch * heads * (blocks + size) * depth))
     parts = []
     for start in range(0, blocks, step):
@@ -419,23 +474,28 @@ def _far_and_near(
             return torch.cat([far, x], 3).flatten(0, 1)
 
         own = every[start:end, None]
-        hidden = every >= own if causal else every == own
-        far_bias = bias[:, None].masked_fill(hidden, none)[:, :, None]
-        near_bias = near[:, tokens].unflatten(1, (some, size))[:, :, None]
+        hidden = F.pad(every >= own if causal else every == own, (first, 0))
+        far_part = far.bias[:, None].masked_fill(hidden, none)[:, :, None]
+        near_part = near_bias[:, tokens].unflatten(1, (some, size))[:, :, None]
         if causal:
-            far_bias = far_bias.expand(-1, -1, size, -1)
-            near_bias = near_bias.expand(-1, -1, size, -1).masked_fill(behind, none)
-        seen = torch.cat([far_bias, near_bias], 3)
+            far_part = far_part.expand(-1, -1, size, -1)
+            near_part = near_part.expand(-1, -1, size, -1).masked_fill(behind, none)
         out = F.scaled_dot_product_attention(
             cut(query).flatten(0, 1),
-            joined(means, cut(key)),
-            joined(values, cut(value)),
-            attn_mask=seen.flatten(0, 1)[:, None],
+            joined(far.key, cut(key)),
+            joined(far.value, cut(value)),
+            attn_mask=torch.cat([far_part, near_part], 3).flatten(0, 1)[:, None],
             dropout_p=dropout,
             scale=scale,
         )
         parts.append(out.unflatten(0, (batch, some)).transpose(1, 2).flatten(2, 3))
     return torch.cat(parts, 2)[:, :, :length]
+
+
+def _behind(size: int, device: torch.device) -> Tensor:
+    """(size, size): whether a key is behind a query."""
+    order = torch.arange(size, device=device)
+    return order > order[:, None]
 
 
 def _mask_dtype(x: Tensor) -> torch.dtype:
