@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 from poolkit.examples import movielens  # noqa: E402
 
 INSTALLED = movielens.find_spec("recbole") is not None
-PEOPLE = "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
 
 
 def written(folder: Path) -> Path:
@@ -23,6 +22,9 @@ def written(folder: Path) -> Path:
     rows = ["a\tx\t5\t10", "a\ty\t2\t20", "a\tz\t4\t20", "b\tx\t3\t15", "a\tx\t1\t30", "c\tz\t4\t5"]
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     (folder / "ml-100k.inter").write_text(head + "\n".join(rows) + "\n")
+    films = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+    films += "x\tX\t1990\tDrama War\nz\tZ\t1991\tComedy\ny\tY\t1992\t\n"
+    (folder / "ml-100k.item").write_text(films)
     return folder
 
 
@@ -32,16 +34,7 @@ def test_files_are_read(tmp_path: Path) -> None:
     assert ratings.user.tolist() == [2, 0, 1, 0, 0, 0]
     assert ratings.item.tolist() == [2, 0, 0, 1, 2, 0]
     assert ratings.stars.tolist() == [4, 5, 3, 2, 4, 1]
-    assert ratings.genres.shape == (3, 0)
-    assert ratings.people.shape == (3, 0)
-    films = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
-    films += "x\tX\t1990\tDrama War\nz\tZ\t1991\tComedy\ny\tY\t1992\t\n"
-    (tmp_path / "ml-100k.item").write_text(films)
-    people = PEOPLE + "b\t31\tF\twriter\t1\na\t24\tM\tdoctor\t2\nc\t29\tM\twriter\t3\n"
-    (tmp_path / "ml-100k.user").write_text(people)
-    ratings = movielens.load(tmp_path)
     assert ratings.genres.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]  # comedy, drama, war
-    assert ratings.people.tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 1]]
 
 
 def test_histories_are_strictly_earlier(tmp_path: Path) -> None:
@@ -105,18 +98,41 @@ def test_interval() -> None:
 def test_padding_does_not_matter(pooling: str) -> None:
     """Nor does what is in it: a logit depends on the films that were seen."""
     torch.manual_seed(0)
-    model = movielens.Model(pooling, torch.eye(5), [3, 2]).eval()
+    model = movielens.Model(pooling, torch.eye(5, dtype=torch.bool)).eval()
     torch.nn.init.normal_(model.norm.running_mean)
-    item, people = torch.tensor([0, 4]), torch.tensor([[2, 1], [0, 0]])
-    seen, stars = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[5, 1, 3], [2, 0, 0]])
-    lengths = torch.tensor([3, 1])
-    found = model(item, people, seen, stars, lengths)
-    other = torch.tensor([[1, 2, 3, 4], [4, 1, 2, 3]])
-    given = torch.tensor([[5, 1, 3, 4], [2, 5, 5, 5]])
-    torch.testing.assert_close(model(item, people, other, given, lengths), found)
-    changed = model(item, people, seen, torch.tensor([[1, 5, 3], [2, 0, 0]]), lengths)
+    item, lengths = torch.tensor([0, 4]), torch.tensor([3, 1])
+    seen = torch.tensor([[11, 13, 21], [26, 0, 0]])
+    found = model(item, seen, lengths)
+    other = torch.tensor([[11, 13, 21, 28], [26, 11, 17, 23]])
+    torch.testing.assert_close(model(item, other, lengths), found)
+    changed = model(item, torch.tensor([[11, 17, 21], [26, 0, 0]]), lengths)
     assert torch.equal(changed[0], found[0]) == (pooling == "none")
     torch.testing.assert_close(changed[1], found[1])
+
+
+@pytest.mark.parametrize("pooling", movielens.POOLINGS[1:])
+def test_events_are_pooled(pooling: str) -> None:
+    """By the formula, one event after the other."""
+    torch.manual_seed(0)
+    model = movielens.Model(pooling, torch.eye(5, dtype=torch.bool), dim=3).double().eval()
+    films = model.films()
+    torch.testing.assert_close(films, model.items.weight + model.genres.weight)
+    item, stars = np.array([4, 2, 2]), np.array([5, 1, 3])
+    rows = films[item] * model.scale[stars] + model.shift.weight[stars]
+    target = films[0].expand_as(rows)
+    if pooling == "sum":
+        right = rows.sum(0)
+    elif pooling == "mean":
+        right = rows.mean(0)
+    elif pooling == "bi-interaction":
+        right = rows[0] * rows[1] + rows[0] * rows[2] + rows[1] * rows[2]
+    else:
+        met = torch.cat([target, rows, target - rows, target * rows], 1)
+        right = (model.pool.unit(met) * rows).sum(0)
+    seen = torch.from_numpy(movielens.event(item, stars))[None]
+    events = (films[:, None] * model.scale + model.shift.weight).flatten(0, 1)
+    pooled = model.pooled(events, seen, films[:1], torch.tensor([3]))
+    torch.testing.assert_close(pooled[0], right)
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -158,6 +174,7 @@ def test_quick_run(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         torch.set_num_threads(threads)
     np.testing.assert_array_equal(*again)  # seeds are fixed
+    assert movielens.auc(again[0], task.liked[task.test]) > 0.6
     for name in ("film's mean in training", "no history", *movielens.POOLINGS[1:]):
         assert f"\n{name}" in first
     assert "±" in first
