@@ -103,7 +103,7 @@ def test_a_review_has_the_same_logit_in_every_batch(pooling: str) -> None:
 @pytest.mark.parametrize("pooling", ["max", "k-max"])
 def test_what_is_made_up_is_learnt(pooling: str) -> None:
     task = reviews.task_of(made_up())
-    run = reviews.train(task, pooling, seed=1, epochs=24)
+    run = reviews.train(task, pooling, seed=1, epochs=8)
     fresh = task.fresh[task.test].mean()
     assert run.accuracy > max(fresh, 1 - fresh) + 0.15
     assert run.steps < 11
