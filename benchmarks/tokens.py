@@ -3,7 +3,8 @@
 First the time and the memory of one attention layer (384 channels, 12 heads, a batch of one) over
 1k, 4k and 16k tokens: full attention through scaled_dot_product_attention against each way to
 compress it. All have the same projections and, by un-pooling where tokens became fewer, as many
-outputs as inputs. Times are medians over interleaved rounds, ratios are taken within each round.
+outputs as inputs. Times are medians over interleaved rounds; ratios are taken within each round,
+and ± is half of their inter-quartile range.
 Memory is measured in a child process for each figure: how far the resident memory of one call
 rises above what was resident before it, by the kernel's high-water mark (Linux).
 
@@ -30,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import poolkit
-from poolkit.timing import Schedule, interleave, paired_ratios
+from poolkit.timing import Quartiles, Schedule, interleave, paired_ratios
 
 DIM, HEADS, STRIDE = 384, 12, 4
 
@@ -186,10 +187,13 @@ def measure(tokens: int, gradient: bool, budget_s: float, threads: int) -> None:
     print("| | ms | of full | MB |\n|---|--:|--:|--:|")
     for name in names:
         base = seconds["full, causal" if "causal" in name else "full"]
-        ratio = median(paired_ratios(seconds[name], base))
+        ratio = Quartiles.of(paired_ratios(seconds[name], base))
+        spread = (ratio.high - ratio.low) / 2
         memory = "" if name == extra else f"{memory_of(name, tokens, gradient, threads):,.0f}"
         print(
-            f"| {name} | {1e3 * median(seconds[name]):.1f} | {ratio:.2f} | {memory} |", flush=True
+            f"| {name} | {1e3 * median(seconds[name]):.1f} | {ratio.median:.2f} ± {spread:.2f} "
+            f"| {memory} |",
+            flush=True,
         )
 
 
