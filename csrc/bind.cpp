@@ -6,6 +6,7 @@
 
 #include "bags.h"
 #include "dispatch.h"
+#include "regions.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -75,6 +76,34 @@ NB_MODULE(_native, m) {
                                 reinterpret_cast<int64_t*>(count_of),
                                 reinterpret_cast<int64_t*>(entry), reinterpret_cast<int64_t*>(bag));
     });
+
+    m.def("pool_regions",
+          [](const std::string& step, const std::string& dtype, int bins, bool channels_last,
+             const std::vector<int64_t>& shape, int64_t boxes, int64_t rows, int64_t columns,
+             uintptr_t image, uintptr_t place, uintptr_t grid, uintptr_t x, uintptr_t grad,
+             uintptr_t out, uintptr_t codes, int code_bytes, int64_t nowhere, int threads) {
+              nb::gil_scoped_release release;
+              poolkit::Regions described{};
+              described.bins = static_cast<poolkit::Bins>(bins);
+              described.channels_last = channels_last;
+              described.images = shape.at(0);
+              described.channels = shape.at(1);
+              described.height = shape.at(2);
+              described.width = shape.at(3);
+              described.boxes = boxes;
+              described.rows = rows;
+              described.columns = columns;
+              described.image = reinterpret_cast<const int64_t*>(image);
+              described.place = reinterpret_cast<const double*>(place);
+              described.grid = reinterpret_cast<const int64_t*>(grid);
+              described.x = reinterpret_cast<const void*>(x);
+              described.grad = reinterpret_cast<const void*>(grad);
+              described.out = reinterpret_cast<void*>(out);
+              described.codes = reinterpret_cast<void*>(codes);
+              described.code_bytes = code_bytes;
+              described.nowhere = nowhere;
+              poolkit::pool_regions(step, dtype, described, threads);
+          });
 
     nb::class_<poolkit::Plan>(m, "Plan")
         .def(

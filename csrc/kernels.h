@@ -139,6 +139,54 @@ struct BagTable {
     int count;
 };
 
+// How the bins of a box see a map: bilinear samples; the corners of those, each with its weight;
+// whole cells; or the integral of the bilinear interpolation.
+enum class Bins : int32_t { samples, corners, cells, integral };
+
+// The most boxes that are pooled together, in one vector of channels after the other.
+constexpr int64_t kTogether = 32;
+
+// Boxes over maps, and the bins of each box.
+struct Regions {
+    Bins bins;
+    bool channels_last;  // all arrays of channels: (..., channels), or (channels, ...) each
+    int64_t images, channels, height, width;
+    int64_t boxes, rows, columns;
+    const int64_t* image;  // of each box
+    const double* place;   // y, x, and height and width of a bin (samples) or of the box, in cells
+    const int64_t* grid;   // samples of a bin down and along
+    const void* x;
+    const void* grad;
+    void* out;
+    void* codes;  // of 1, 2 or 4 bytes
+    int code_bytes;
+    int64_t nowhere;  // the code of no sample
+
+    int64_t most[2];               // cells or samples of a bin down and along
+    const int64_t *order, *begin;  // the boxes of image n are order[begin[n]] up to begin[n + 1]
+    int64_t vectors;               // of channels at a time, for a gradient
+    int64_t together;              // boxes at a time, for values
+    int64_t first, last;           // one thread's part
+    void* scratch;
+};
+
+struct RegionKernels {
+    struct Step {
+        int64_t (*scratch_bytes)(const Regions&);
+        void (*run)(const Regions&);
+    };
+    const char* dtype;
+    int lanes;  // channels in one vector
+    // See regions.h. A task is one vector of channels of `together` boxes; `vectors` of them of an
+    // image for the two gradients, spread and scatter; and a box for `move`.
+    Step average, spread, pick, scatter, take, move;
+};
+
+struct RegionTable {
+    const RegionKernels* kernels;
+    int count;
+};
+
 struct Table {
     const char* isa;
     const Kernel* kernels;
@@ -150,6 +198,7 @@ struct Table {
     int activation_count;
     Stripe (*stripe_of)(const Geometry&, int64_t inner, int64_t first, int64_t last);
     const BagTable* bags;
+    const RegionTable* regions;
 };
 
 }  // namespace poolkit

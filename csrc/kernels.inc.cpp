@@ -128,10 +128,12 @@ constexpr poolkit::Activation kActivations[] = {POOLKIT_ACTIVATIONS(POOLKIT_ACTI
 #define POOLKIT_JOIN(a, b) a##b
 #define POOLKIT_SYMBOL(isa) POOLKIT_JOIN(poolkit_table_, isa)
 #define POOLKIT_BAG_SYMBOL(isa) POOLKIT_JOIN(poolkit_bags_, isa)
+#define POOLKIT_REGION_SYMBOL(isa) POOLKIT_JOIN(poolkit_regions_, isa)
 
 }  // namespace
 
-extern "C" const poolkit::BagTable POOLKIT_BAG_SYMBOL(POOLKIT_ISA);  // bags.inc.cpp
+extern "C" const poolkit::BagTable POOLKIT_BAG_SYMBOL(POOLKIT_ISA);        // bags.inc.cpp
+extern "C" const poolkit::RegionTable POOLKIT_REGION_SYMBOL(POOLKIT_ISA);  // regions.inc.cpp
 
 extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA);
 extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA) = {
@@ -144,4 +146,5 @@ extern "C" const poolkit::Table POOLKIT_SYMBOL(POOLKIT_ISA) = {
     kActivations,
     sizeof kActivations / sizeof kActivations[0],
     stripe_of,
-    &POOLKIT_BAG_SYMBOL(POOLKIT_ISA)};
+    &POOLKIT_BAG_SYMBOL(POOLKIT_ISA),
+    &POOLKIT_REGION_SYMBOL(POOLKIT_ISA)};

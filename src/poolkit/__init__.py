@@ -46,7 +46,7 @@ from .reductions import (
     Sum,
     TopK,
 )
-from .windows import Adaptive, Global, Pyramid, ReceptiveField, Segments, Sliding, Window
+from .windows import Adaptive, Global, Pyramid, ReceptiveField, Regions, Segments, Sliding, Window
 
 if TYPE_CHECKING:
     from . import nn

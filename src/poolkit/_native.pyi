@@ -57,6 +57,26 @@ def transpose_bags(
     entry: int,
     bag: int,
 ) -> None: ...
+def pool_regions(
+    step: str,
+    dtype: str,
+    bins: int,
+    channels_last: bool,
+    shape: Sequence[int],
+    boxes: int,
+    rows: int,
+    columns: int,
+    image: int,
+    place: int,
+    grid: int,
+    x: int,
+    grad: int,
+    out: int,
+    codes: int,
+    code_bytes: int,
+    nowhere: int,
+    threads: int,
+) -> None: ...
 
 class Plan:
     def __init__(

@@ -27,7 +27,8 @@ from .reductions import (
     as_reduction,
     inner_of,
 )
-from .windows import Segments, Spans, Window, as_window
+from .regions import pool_regions
+from .windows import Regions, Segments, Spans, Window, as_window
 
 __all__ = [
     "Explanation",
@@ -89,6 +90,8 @@ def pool(
         runner = runner_of(x)
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
+        if isinstance(window, Regions):
+            return pool_regions(x, window, reduction, channels_last)
         if isinstance(window, Segments):
             _check_rows(ndim, channels_last)
             return pool_segments(x, window, reduction, runner)
@@ -147,7 +150,7 @@ def _check_rows(ndim: int | None, channels_last: bool) -> None:
 
 
 def _refuse_segments(window: Window) -> None:
-    if isinstance(window, Segments):
+    if isinstance(window, (Segments, Regions)):
         raise PoolTypeError(
             "segments are no grid, whose positions or path could be told", "Use pool()"
         )

@@ -2,6 +2,7 @@
 
 from .adaptive import Adaptive, Global, Pyramid
 from .base import WINDOWS, ReceptiveField, Spans, Window, as_window
+from .regions import Regions
 from .segments import Segments
 from .sliding import Sliding
 
@@ -11,6 +12,7 @@ __all__ = [
     "Global",
     "Pyramid",
     "ReceptiveField",
+    "Regions",
     "Segments",
     "Sliding",
     "Spans",
