@@ -45,7 +45,7 @@ lint: $(VENV)/.ready symbols
 # An inline function of a standard header, compiled with AVX-512 and merged by the linker with its
 # baseline twin, would crash older machines: the per-instruction-set objects define no weak symbol.
 symbols: $(VENV)/.ready
-	@objects=$$(find $(OBJECTS) -name 'kernels.inc.cpp.o'); \
+	@objects=$$(find $(OBJECTS) -name '*.inc.cpp.o'); \
 	test -n "$$objects" || { echo "no kernel objects in $(OBJECTS)"; exit 1; }; \
 	symbols=$$(nm $$objects) || exit 1; \
 	if echo "$$symbols" | grep -E ' [VWu] '; then echo "weak symbols in the kernels"; exit 1; fi

@@ -78,13 +78,13 @@ NB_MODULE(_native, m) {
     });
 
     m.def("pool_regions",
-          [](const std::string& step, const std::string& dtype, int bins, bool channels_last,
+          [](const std::string& step, const std::string& dtype, int rule, bool channels_last,
              const std::vector<int64_t>& shape, int64_t boxes, int64_t rows, int64_t columns,
              uintptr_t image, uintptr_t place, uintptr_t grid, uintptr_t x, uintptr_t grad,
              uintptr_t out, uintptr_t codes, int code_bytes, int64_t nowhere, int threads) {
               nb::gil_scoped_release release;
               poolkit::Regions described{};
-              described.bins = static_cast<poolkit::Bins>(bins);
+              described.rule = static_cast<poolkit::Rule>(rule);
               described.channels_last = channels_last;
               described.images = shape.at(0);
               described.channels = shape.at(1);

@@ -139,16 +139,16 @@ struct BagTable {
     int count;
 };
 
-// How the bins of a box see a map: bilinear samples; the corners of those, each with its weight;
-// whole cells; or the integral of the bilinear interpolation.
-enum class Bins : int32_t { samples, corners, cells, integral };
+// What the bins of a box see of a map: bilinear samples; the corners of those, each with its
+// weight; whole cells; or the integral of the bilinear interpolation.
+enum class Rule : int32_t { samples, corners, cells, integral };
 
 // The most boxes that are pooled together, in one vector of channels after the other.
 constexpr int64_t kTogether = 32;
 
 // Boxes over maps, and the bins of each box.
 struct Regions {
-    Bins bins;
+    Rule rule;
     bool channels_last;  // all arrays of channels: (..., channels), or (channels, ...) each
     int64_t images, channels, height, width;
     int64_t boxes, rows, columns;
@@ -162,7 +162,8 @@ struct Regions {
     int code_bytes;
     int64_t nowhere;  // the code of no sample
 
-    int64_t most[2];               // cells or samples of a bin down and along
+    // Filled in by pool_regions.
+    int64_t room[2];               // for what all bins of a box see down and along (bins.h)
     const int64_t *order, *begin;  // the boxes of image n are order[begin[n]] up to begin[n + 1]
     int64_t vectors;               // of channels at a time, for a gradient
     int64_t together;              // boxes at a time, for values
@@ -177,8 +178,8 @@ struct RegionKernels {
     };
     const char* dtype;
     int lanes;  // channels in one vector
-    // See regions.h. A task is one vector of channels of `together` boxes; `vectors` of them of an
-    // image for the two gradients, spread and scatter; and a box for `move`.
+    // See regions.h. A task is one vector of channels of `together` boxes; for spread and scatter
+    // `vectors` of them of one image; and for move one box.
     Step average, spread, pick, scatter, take, move;
 };
 

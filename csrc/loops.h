@@ -24,6 +24,10 @@ template <class T>
 constexpr POOLKIT_INLINE T at_most(T a, T b) {
     return b < a ? b : a;
 }
+template <class T>
+constexpr POOLKIT_INLINE T at_least(T a, T b) {
+    return a < b ? b : a;
+}
 
 // Carves arrays out of the scratch memory; with a null base it only counts the bytes.
 struct Arena {

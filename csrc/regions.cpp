@@ -28,26 +28,39 @@ const RegionKernels::Step& step_of(const RegionKernels& kernels, const std::stri
     throw std::invalid_argument("no such step");
 }
 
-// The most cells (of a mean) or samples (of a maximum) that a bin of any box sees along an axis. A
+// The most cells (of a mean) or samples (of a maximum) that all bins of a box see along an axis. A
 // box that lies far beyond the map takes no memory for it.
-int64_t most_of(const Regions& r, int axis, bool samples) {
-    const int64_t size = axis ? r.width : r.height, bins = axis ? r.columns : r.rows;
-    double most = 1;
+int64_t room_for(const Regions& r, int axis, bool samples) {
+    const double size = static_cast<double>(axis ? r.width : r.height);
+    const double bins = static_cast<double>(axis ? r.columns : r.rows);
+    // A bin shares two cells at most with the one before it, and by rounding one more.
+    if (!samples || r.rule == Rule::cells) return static_cast<int64_t>(size + 3 * bins);
+    double most = 0;
     for (int64_t box = 0; box < r.boxes; ++box) {
         const double extent = std::abs(r.place[4 * box + 2 + axis]);
         const double grid = static_cast<double>(r.grid[2 * box + axis]);
-        if (r.bins == Bins::cells || r.bins == Bins::integral) {
-            most = std::max(
-                most, std::min(extent / static_cast<double>(bins) + 4, static_cast<double>(size)));
-            continue;
-        }
-        double seen = grid;
-        if (extent > 0) seen = std::min(seen, static_cast<double>(size + 1) * grid / extent + 6);
-        if (!samples) seen = std::min(2 * seen, static_cast<double>(size));
-        most = std::max(most, seen);
+        double seen = bins * grid;
+        if (extent > 0) seen = std::min(seen, (size + 1) * grid / extent + bins + 2);
+        most = std::max(most, std::ceil(seen));
     }
-    return static_cast<int64_t>(std::ceil(most)) * (samples && r.bins == Bins::corners ? 2 : 1);
+    return static_cast<int64_t>(most) * (r.rule == Rule::corners ? 2 : 1);
 }
+
+// Boxes by image: those of image n are order[begin[n]] up to begin[n + 1].
+struct ByImage {
+    std::vector<int64_t> order, begin;
+
+    explicit ByImage(const Regions& r) : order(r.boxes), begin(r.images + 1, 0) {
+        for (int64_t box = 0; box < r.boxes; ++box) {
+            if (r.image[box] < 0 || r.image[box] >= r.images)
+                throw std::invalid_argument("a box of no image");
+            ++begin[r.image[box] + 1];
+        }
+        for (int64_t image = 0; image < r.images; ++image) begin[image + 1] += begin[image];
+        std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+        for (int64_t box = 0; box < r.boxes; ++box) order[next[r.image[box]]++] = box;
+    }
+};
 
 // Planes of a gradient that are filled beside each other, so that what is known of a box serves
 // more channels, while they stay in the second level of the cache.
@@ -61,24 +74,18 @@ constexpr int64_t kPlacedBytes = 1 << 18;
 void pool_regions(const std::string& step, const std::string& dtype, Regions r, int threads) {
     const RegionKernels& kernels = kernels_for(dtype);
     const RegionKernels::Step& run = step_of(kernels, step);
-    for (int64_t box = 0; box < r.boxes; ++box)
-        if (r.image[box] < 0 || r.image[box] >= r.images)
-            throw std::invalid_argument("a box of no image");
+    const ByImage by_image(r);
+    r.order = by_image.order.data();
+    r.begin = by_image.begin.data();
     const bool backward = step == "spread" || step == "scatter";
     const bool samples = step == "pick" || step == "scatter" || step == "take";
-    for (int axis = 0; axis < 2; ++axis) r.most[axis] = most_of(r, axis, samples);
+    for (int axis = 0; axis < 2; ++axis) r.room[axis] = room_for(r, axis, samples);
+    r.together = r.vectors = 1;
 
     const int64_t size = dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
     const int64_t pixels = r.height * r.width, bins = r.rows * r.columns;
     const int64_t groups = (r.channels + kernels.lanes - 1) / kernels.lanes;
-    std::vector<int64_t> begin(r.images + 1, 0), order(r.boxes);
-    for (int64_t box = 0; box < r.boxes; ++box) ++begin[r.image[box] + 1];
-    for (int64_t image = 0; image < r.images; ++image) begin[image + 1] += begin[image];
-    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
-    for (int64_t box = 0; box < r.boxes; ++box) order[next[r.image[box]]++] = box;
-
     int64_t tasks = r.boxes;
-    r.together = r.vectors = 1;
     if (backward) {
         const int64_t fit = kPlaneBytes / std::max<int64_t>(pixels * 64, 1);
         const int64_t share = r.images * groups / std::max(2 * threads, 1);
@@ -92,8 +99,6 @@ void pool_regions(const std::string& step, const std::string& dtype, Regions r, 
         ask_for_huge_pages(r.out, r.boxes * r.channels * bins * size);
     }
     if (tasks == 0) return;
-    r.order = order.data();
-    r.begin = begin.data();
     const int64_t work = (r.boxes * bins * 4 + (backward ? r.images * pixels : 0)) * r.channels;
     parallel_for(tasks, threads, work * size, run.scratch_bytes(r),
                  [&](int64_t first, int64_t last, void* scratch) {

@@ -16,8 +16,7 @@ namespace poolkit {
 //   take     x and codes -> out, the adjoint of `scatter`
 //   move     x and grad -> out, four float64 for each box: the gradient of an integral's limits
 //
-// What depends on the boxes' sizes alone (`most`), the order of the boxes of each image and the
-// sharing of the work are filled in here. Throws std::invalid_argument for a box of no image.
+// Throws std::invalid_argument for a box of no image.
 void pool_regions(const std::string& step, const std::string& dtype, Regions regions, int threads);
 
 }  // namespace poolkit

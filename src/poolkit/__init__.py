@@ -82,6 +82,7 @@ __all__ = [
     "ReLU",
     "ReceptiveField",
     "Reduction",
+    "Regions",
     "Segments",
     "SiLU",
     "Sigmoid",

@@ -60,7 +60,7 @@ def transpose_bags(
 def pool_regions(
     step: str,
     dtype: str,
-    bins: int,
+    rule: int,
     channels_last: bool,
     shape: Sequence[int],
     boxes: int,
