@@ -16,7 +16,7 @@ import poolkit  # noqa: E402
 from poolkit import PoolError, PoolTypeError, PoolValueError  # noqa: E402
 from poolkit.reductions import Max, Mean  # noqa: E402
 from poolkit.regions import code_bytes, pool_regions  # noqa: E402
-from poolkit.torch.regions import composite  # noqa: E402
+from poolkit.torch.regions_composite import composite  # noqa: E402
 from poolkit.vision.regions import (  # noqa: E402
     PrRoIPool,
     RoIAlign,
@@ -104,6 +104,56 @@ def test_prroi_pool_by_hand() -> None:
     x[0, 0] = 1.0
     found = prroi_pool(x, np.array([[0, 2.0, 0.0, 4.0, 2.0]]), 1)
     assert found.item() == 0.25  # an area of 1/2 times 2, over 4
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+def test_the_integral_of_a_square_between_four_cells_is_their_mean() -> None:
+    x = some_maps((1, 3, 6, 7)).numpy()
+    for left, top in product(range(6), range(5)):
+        found = prroi_pool(x, np.array([[0.0, left, top, left + 1, top + 1]]), 1)[0, :, 0, 0]
+        mean = x[0, :, top : top + 2, left : left + 2].mean((1, 2))
+        np.testing.assert_allclose(found, mean, rtol=1e-14, atol=1e-15)
+
+
+def test_small_boxes_become_the_interpolation_at_a_point() -> None:
+    x = some_maps((1, 3, 6, 7))
+    y, z = 2.3, 4.6
+    weights = torch.outer(torch.tensor([0.7, 0.3]), torch.tensor([0.4, 0.6])).double()
+    right = (x[0, :, 2:4, 4:6] * weights).sum((1, 2))
+    box = torch.tensor([[0, z, y, z, y]], dtype=torch.float64)
+    box += torch.tensor([0, -1e-7, -1e-7, 1e-7, 1e-7], dtype=torch.float64)
+    integral = prroi_pool(x, box, 1)[0, :, 0, 0]
+    shifted = box + torch.tensor([0, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64)
+    sampled = roi_align(x, shifted, 1, sampling_ratio=3, aligned=True)[0, :, 0, 0]
+    torch.testing.assert_close(integral, right, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sampled, right, rtol=0, atol=1e-6)
+
+
+def test_aligned_is_half_a_cell_less() -> None:
+    x = some_maps()
+    boxes = some_boxes(20).double()
+    boxes[:, 3:] = torch.maximum(boxes[:, 3:], boxes[:, 1:3] + 1)  # below, the sizes are different
+    half = torch.tensor([0, 1.0, 1.0, 1.0, 1.0]) / 2
+    for ratio in (-1, 2):
+        aligned = roi_align(x, boxes, 3, 0.5, ratio, aligned=True)
+        by_hand = roi_align(x, boxes * torch.tensor([1, 0.5, 0.5, 0.5, 0.5]) - half, 3, 1.0, ratio)
+        wide = (boxes[:, 3:] - boxes[:, 1:3] >= 2).all(1)
+        torch.testing.assert_close(aligned[wide], by_hand[wide])
+
+
+def test_one_bin_for_each_cell_is_the_map() -> None:
+    x = some_maps((1, 3, 6, 7))
+    whole = torch.tensor([[0, 0.0, 0.0, 7.0, 6.0]])
+    assert torch.equal(roi_align(x, whole, (6, 7), aligned=True), x)
+    cells = whole - torch.tensor([0, 0, 0, 1.0, 1.0])
+    assert torch.equal(roi_pool(x, cells, (6, 7)), x)
+    # And fewer bins are the windows of an average and a maximum: two rows of seven.
+    windows = x.reshape(1, 3, 3, 14)
+    means = roi_align(x, whole, (3, 1), aligned=True)[..., 0]
+    torch.testing.assert_close(means, windows.mean(3), rtol=1e-14, atol=1e-15)
+    assert torch.equal(roi_pool(x, cells, (3, 1))[..., 0], windows.amax(3))
 
 
 # --- against others ------------------------------------------------------------------------------
@@ -641,24 +691,48 @@ def test_compiled(call: Any) -> None:
 
 def test_the_operators_say_what_they_do() -> None:
     x, boxes = some_maps((2, 3, 6, 7)).float(), some_boxes(5).float()
-    bins = Regions(boxes, (2, 3), sampling_ratio=2).bins
-    cells = Regions(boxes, (2, 3), rule="cells").bins
-    integral = Regions(boxes, (2, 3), rule="integral").bins
+    bins, cells, integral = (
+        repr(Regions(boxes, (2, 3), sampling_ratio=2, rule=rule).bins)
+        for rule in ("samples", "cells", "integral")
+    )
     ops = torch.ops.poolkit
-    checks = ("test_schema", "test_faketensor")
     for layout in FORMATS:
         x = x.contiguous(memory_format=layout)
-        out, codes = ops.region_max(x, boxes, *cells)
+        out, codes = ops.region_max(x, boxes, cells)
         sizes = (2, 6, 7, layout is torch.channels_last)
         for op, args in [
-            (ops.region_mean, (x, boxes, *bins)),
-            (ops.region_spread, (out, boxes, *sizes, *bins)),
-            (ops.region_max, (x, boxes, *cells)),
-            (ops.region_scatter, (out, codes, boxes, *sizes, *cells)),
-            (ops.region_take, (x, codes, boxes, *cells)),
-            (ops.region_move, (x, out, boxes, *integral)),
+            (ops.region_mean, (x, boxes, bins)),
+            (ops.region_spread, (out, boxes, bins, *sizes)),
+            (ops.region_max, (x, boxes, cells)),
+            (ops.region_scatter, (out, codes, boxes, cells, *sizes)),
+            (ops.region_take, (x, codes, boxes, cells)),
+            (ops.region_move, (x, out, boxes, integral)),
         ]:
-            torch.library.opcheck(op.default, args, test_utils=checks)
+            torch.library.opcheck(op.default, args)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by the compiler itself
+def test_lists_of_boxes_are_compiled_and_modules_exported() -> None:
+    x, boxes = some_maps().float(), [some_boxes(n)[:, 1:] for n in (3, 5)]
+    compiled = torch.compile(lambda x, boxes: roi_align(x, boxes, 3), fullgraph=True,
+                             backend="aot_eager")  # fmt: skip
+    assert torch.equal(compiled(x, boxes), roi_align(x, boxes, 3))
+    for module in (RoIPool(3), RoIAlign((2, 3), 0.5, 2, True), PrRoIPool(2)):
+        batch = {0: torch.export.Dim("boxes", min=2)}
+        program = torch.export.export(
+            module, (x, some_boxes(9)), dynamic_shapes={"input": None, "boxes": batch}
+        )
+        for count in (9, 4):
+            given = some_boxes(count)
+            assert torch.equal(program.module()(x, given), module(x, given))
+
+
+def test_meta_tensors_have_the_shape_and_layout() -> None:
+    for layout, (rule, mode) in product(FORMATS, WAYS):
+        x, boxes = some_maps().contiguous(memory_format=layout), some_boxes(9)
+        real = pooled(x, boxes, (2, 3), rule, mode)
+        meta = pooled(x.to("meta"), boxes, (2, 3), rule, mode)
+        assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # by torch's forward mode

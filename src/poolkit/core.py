@@ -91,6 +91,7 @@ def pool(
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
         if isinstance(window, Regions):
+            axes_of(x, window, ndim, channels_last)
             return pool_regions(x, window, reduction, channels_last)
         if isinstance(window, Segments):
             _check_rows(ndim, channels_last)
@@ -134,7 +135,7 @@ def pool_with_indices(
             raise PoolTypeError("only Max and Min have positions", "Use pool() instead")
         if window.joined:
             raise PoolTypeError("the grids of a pyramid have no common positions", "Use one grid")
-        _refuse_segments(window)
+        _refuse_no_grid(window)
         spatial_axes = axes_of(x, window, ndim, channels_last)
         return runner.pool_with_indices(x, window, reduction, spatial_axes, channels_last)
     except PoolError as error:
@@ -149,10 +150,11 @@ def _check_rows(ndim: int | None, channels_last: bool) -> None:
         )
 
 
-def _refuse_segments(window: Window) -> None:
+def _refuse_no_grid(window: Window) -> None:
     if isinstance(window, (Segments, Regions)):
         raise PoolTypeError(
-            "segments are no grid, whose positions or path could be told", "Use pool()"
+            f"{type(window).__name__} are no grid, whose positions or path could be told",
+            "Use pool()",
         )
 
 
@@ -361,7 +363,7 @@ def explain(
     try:
         window, reduction = as_window(window), as_reduction(reduction)
         reduction = activated(reduction, activation)
-        _refuse_segments(window)
+        _refuse_no_grid(window)
         axes = axes_of(x, window, ndim, channels_last)
         if not is_torch_tensor(x):
             check_numpy(x)

@@ -111,7 +111,7 @@ class Call:
 
 def code_bytes(bins: Bins, spatial: Any) -> int:
     """Bytes of what is saved for each output of a maximum: which of the samples of its bin it is.
-    They go by the sizes alone, which a compiler knows, not by the boxes."""
+    It goes by the sizes alone, which a compiler knows, not by the boxes."""
     samples = 1
     for size in spatial:
         if bins.rule == "cells":

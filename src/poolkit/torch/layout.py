@@ -8,7 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "as_laid_out", "empty_like_layout", "has_format", "laid_out_like"]
+__all__ = [
+    "Layout",
+    "as_laid_out",
+    "channels_behind",
+    "empty_like_layout",
+    "has_format",
+    "laid_out_like",
+]
 
 
 class Layout(NamedTuple):
@@ -68,6 +75,11 @@ def _layout(x: Tensor, ndim: int) -> tuple[bool, bool]:
     if _channels_behind(x, ndim):
         return True, True
     return False, _prefers_channels_behind(x, ndim)
+
+
+def channels_behind(x: Tensor, ndim: int) -> bool:
+    """Whether what is made of x has its channels behind the spatial axes."""
+    return _layout(x, ndim)[1]
 
 
 def as_laid_out(x: Tensor, ndim: int) -> tuple[Tensor, Layout]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from ..arrays import Array, check_array
 from ..errors import PoolTypeError, PoolValueError, dtype_name, is_torch_tensor
+from ..recipes import Recipe, parameters_of
 from .base import ReceptiveField, Spans, Window, check_entry, freeze, per_axis
 
 __all__ = ["RULES", "Bins", "Placed", "Regions", "place"]
@@ -24,15 +25,19 @@ MOST_SAMPLES = 2**12
 Rule = Literal["samples", "corners", "cells", "integral"]
 
 
-class Bins(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Bins(Recipe):
     """How boxes are cut into bins, and what these see: all of `Regions` but the boxes."""
 
     rows: int
     columns: int
-    scale: float
-    ratio: int
-    aligned: bool
-    rule: str
+    scale: float = 1.0
+    ratio: int = -1
+    aligned: bool = False
+    rule: str = "samples"
+
+
+Bins.parameters = parameters_of(Bins)
 
 
 class Regions(Window):
@@ -114,12 +119,13 @@ class Regions(Window):
         )
 
     def __repr__(self) -> str:
-        rows, columns, scale, ratio, aligned, rule = self.bins
-        options = [f"rule={rule!r}"] if rule != "samples" else []
-        options += [f"spatial_scale={scale:g}"] if scale != 1 else []
-        options += [f"sampling_ratio={ratio}"] if ratio > 0 else []
-        options += ["aligned=True"] if aligned else []
-        shown = ", ".join([f"<{self.boxes.shape[0]} boxes>", f"{(rows, columns)}", *options])
+        bins = self.bins
+        options = [f"rule={bins.rule!r}"] if bins.rule != "samples" else []
+        options += [f"spatial_scale={bins.scale:g}"] if bins.scale != 1 else []
+        options += [f"sampling_ratio={bins.ratio}"] if bins.ratio > 0 else []
+        options += ["aligned=True"] if bins.aligned else []
+        grid = (bins.rows, bins.columns)
+        shown = ", ".join([f"<{self.boxes.shape[0]} boxes>", f"{grid}", *options])
         return f"Regions({shown})"
 
     @property
