@@ -13,18 +13,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import poolkit  # noqa: E402
-from poolkit import PoolError, PoolTypeError, PoolValueError  # noqa: E402
+from poolkit import PoolError, PoolTypeError, PoolValueError, prroi_pool, roi_align, roi_pool  # noqa: E402  # noqa: E402
+from poolkit.nn import PrRoIPool, RoIAlign, RoIPool  # noqa: E402
 from poolkit.reductions import Max, Mean  # noqa: E402
 from poolkit.regions import code_bytes, pool_regions  # noqa: E402
 from poolkit.torch.regions_composite import composite  # noqa: E402
-from poolkit.vision.regions import (  # noqa: E402
-    PrRoIPool,
-    RoIAlign,
-    RoIPool,
-    prroi_pool,
-    roi_align,
-    roi_pool,
-)
 from poolkit.windows.regions import Regions  # noqa: E402
 
 WAYS = [

@@ -133,6 +133,7 @@ _ROOMS = {
     "opening2d top_hat2d",
     "vision.multiscale": "spatial_pyramid_pool2d strip_pool2d",
     "vision.ordered": "mode_pool2d rank_pool2d",
+    "vision.regions": "prroi_pool roi_align roi_pool",
     "vision.second_order": "bilinear_pool2d compact_bilinear_pool2d covariance_pool2d",
     "vision.stochastic": "fractional_samples s3_pool2d stochastic_pool2d",
 }

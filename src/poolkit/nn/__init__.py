@@ -47,6 +47,7 @@ from ..vision.mixed import GatedPool2d, MixedPool2d, TreePool2d
 from ..vision.morphology import Closing2d, Dilation2d, Erosion2d, Opening2d
 from ..vision.multiscale import ASPP, SPP, PyramidPool2d, StripPool2d
 from ..vision.ordered import LEAPPool2d, ModePool2d, OrdinalPool2d, RankPool2d
+from ..vision.regions import PrRoIPool, RoIAlign, RoIPool
 from ..vision.registry import create_pool2d, pools2d
 from ..vision.resolution import keep_resolution
 from ..vision.second_order import BilinearPool2d, CompactBilinearPool2d, CovariancePool2d
@@ -95,9 +96,12 @@ __all__ = [
     "Opening2d",
     "OrdinalPool2d",
     "PooledAttention",
+    "PrRoIPool",
     "PyramidPool2d",
     "QuantilePool2d",
     "RankPool2d",
+    "RoIAlign",
+    "RoIPool",
     "S3Pool2d",
     "SequencePool",
     "SimPool2d",
