@@ -176,18 +176,20 @@ struct Spread : MeanScratch<AccumulatorOf<S>> {
                 memset(line, 0, b.seen.count * L * sizeof(A));
                 for (int64_t bin = 0; bin < r.columns; ++bin)
                     for (int64_t k = b.columns.start[bin]; k < b.columns.start[bin + 1]; ++k)
-                        add_to(line + b.columns.at[k] * L, b.columns.weight[k], share + bin * L);
+                        add_to(line + b.columns.at[k] * L, broadcast<A>(b.columns.weight[k]),
+                               share + bin * L);
                 for (int64_t k = b.rows.start[row]; k < b.rows.start[row + 1]; ++k) {
+                    const Vec<A> weight = broadcast<A>(b.rows.weight[k]);
                     A* to = plane + b.rows.at[k] * r.width * L;
                     for (int64_t j = 0; j < b.seen.count; ++j)
-                        add_to(to + b.seen.at[j] * L, b.rows.weight[k], line + j * L);
+                        add_to(to + b.seen.at[j] * L, weight, line + j * L);
                 }
             }
         });
     }
 
-    static POOLKIT_INLINE void add_to(A* to, A weight, const A* share) {
-        store<A>(to, load<A>(to) + broadcast<A>(weight) * load<A>(share));
+    static POOLKIT_INLINE void add_to(A* to, Vec<A> weight, const A* share) {
+        store<A>(to, load<A>(to) + weight * load<A>(share));
     }
 };
 
@@ -311,13 +313,15 @@ struct Pick {
     }
 };
 
-// Calls body(pixel, weight, weight) for the cells of the sample that a code names.
+// Calls body(pixel, weight, weight) for the cells of the sample that a code names. One that is of
+// other boxes, as someone has changed these since, may name none.
 template <class A, class Body>
 POOLKIT_INLINE void each_cell(const Regions& r, const MaxBox<A>& b, int64_t row, int64_t bin,
                               int64_t code, Body body) {
     const uint32_t n = static_cast<uint32_t>(b.columns.count(bin));
     if (code == r.nowhere || n == 0) return;
     const uint32_t number = static_cast<uint32_t>(code);
+    if (number / n >= b.rows.count(row)) return;
     const int64_t down = b.rows.first[row] + number / n;
     const int64_t beside = b.columns.first[bin] + number % n;
     const Shares<A>&y = b.rows.shares, &x = b.columns.shares;
