@@ -11,7 +11,8 @@ On the CPU the operators are kernels, all deterministic for any number of thread
 
 A maximum saves its codes, a mean nothing but the boxes, and the integral the input, if the boxes
 have a gradient. On other devices, under transforms of torch.func, and for second derivatives of an
-integral, the same values are made of whole-array operations (`regions_composite`).
+integral, the same values are made of whole-array operations (`regions_composite`). These look at
+the boxes, so a compiled program is cut there on other devices.
 """
 
 from __future__ import annotations
