@@ -3,7 +3,8 @@ RoiAlign where that is installed; and what more threads bring.
 
 A thousand boxes on a feature map (2, 256, 50, 68), as a detector has them, 7x7 bins with 2x2
 samples each. Calls are interleaved; times are medians, ratios those of neighbouring calls. A result
-is 50 MB; the samples that grid_sample leaves between are four times that, and nothing else grows.
+is 50 MB, the samples that grid_sample leaves between are four times that, and the process holds
+less than 1.5 GB at any time.
 
     python benchmarks/regions.py
 """
@@ -146,6 +147,10 @@ def trained_calls(x: Tensor, boxes: Tensor) -> Calls:
     }
 
 
+def counted(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
 def scaled_calls(call: Callable[[], Any], most: int) -> Calls:
     def on(threads: int) -> Callable[[], Any]:
         def run() -> Any:
@@ -155,7 +160,7 @@ def scaled_calls(call: Callable[[], Any], most: int) -> Calls:
         return run
 
     counts = sorted({1, 2, most} | {2**k for k in range(most.bit_length())})
-    return {f"{n} threads": on(n) for n in counts if n <= most}
+    return {counted(n): on(n) for n in counts if n <= most}
 
 
 def report(title: str, calls: Calls) -> None:
@@ -175,8 +180,8 @@ def main() -> None:
     )
     for threads in sorted({1, cores}):
         torch.set_num_threads(threads)
-        report(f"{threads} threads, forward", forward_calls(x, boxes, threads))
-        report(f"{threads} threads, with gradient", trained_calls(x, boxes))
+        report(f"{counted(threads)}, forward", forward_calls(x, boxes, threads))
+        report(f"{counted(threads)}, with gradient", trained_calls(x, boxes))
     report(
         "roi_align over threads, forward",
         scaled_calls(lambda: poolkit.roi_align(x, boxes, **ALIGNED), cores),
