@@ -298,7 +298,7 @@ def lesson(found: dict[str, list[Run]], majority: float) -> str:
         if not abs(mean) > half:  # one seed has no interval
             level.append(name)
         else:
-            (better if mean > 0 else worse).append(f"{name} ({mean:+.1%})")
+            (better if mean > 0 else worse).append(f"{name} ({100 * mean:+.1f} points)")
     text += ". Against no pooling, beyond the noise of the seeds,"
     parts = [
         f" better: {', '.join(better)};" if better else "",
