@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, bench, info.
+"""The command line: inspect, optimize, bench, gallery, info.
 
 Nothing here imports torch before a command needs it, so ``poolkit --help`` is quick.
 """
@@ -202,6 +202,30 @@ def bench(
         isa=isa,
         scaling=scaling,
     )
+
+
+@app.command
+def gallery(
+    *pages: Annotated[str, Parameter(help="vision, sequences, recommenders. Default: all.")],
+    output: Annotated[Path, Parameter(help="The folder of the pictures.")] = Path(),
+    photograph: Annotated[
+        Path | None, Parameter(help="An image to pool instead of the astronaut.")
+    ] = None,
+    sentence: Annotated[
+        str | None, Parameter(help="A sentence to pool instead of the storm's.")
+    ] = None,
+    quick: Annotated[
+        bool, Parameter(negative="", help="Learn for a moment only; what learns shows little then.")
+    ] = False,
+) -> int:
+    """Draw what every pooling does to one photograph, one sentence and one history of films."""
+    from poolkit.gallery import PAGES, draw
+
+    for path in draw(
+        pages or PAGES, output, photograph=photograph, sentence=sentence, quick=quick
+    ):
+        print(f"{path} ({path.stat().st_size // 1000} kB)")
+    return 0
 
 
 def _thread_counts(given: list[str] | None) -> list[int] | None:

@@ -122,14 +122,15 @@ def load(name: str) -> nn.Module:
     Raises PoolError, with the command that installs them, if the weights are not there.
     """
     network, file_name = _NETWORKS[name]
-    path = _package_folder("facenet_pytorch", "--no-deps facenet-pytorch==2.6.0") / "data"
+    path = package_folder("facenet_pytorch", "--no-deps facenet-pytorch==2.6.0") / "data"
     weights = torch.load(path / file_name, weights_only=True, map_location="cpu")
     model = network()
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
 
 
-def _package_folder(package: str, requirement: str) -> Path:
+def package_folder(package: str, requirement: str) -> Path:
+    """Where a package lies that is not imported, or PoolValueError with the pip requirement."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise PoolValueError(
@@ -143,7 +144,7 @@ def photograph(name: str) -> torch.Tensor:
     """Return a photograph from scikit-image as uint8 (3, H, W): ``astronaut``, ``coffee``, ..."""
     from PIL import Image
 
-    folder = _package_folder("skimage", "scikit-image") / "data"
+    folder = package_folder("skimage", "scikit-image") / "data"
     path = next((p for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.exists()), None)
     if path is None:
         raise PoolValueError(f"scikit-image ships no photograph named {name!r}")
@@ -163,7 +164,7 @@ def labelled_crops() -> tuple[torch.Tensor, torch.Tensor]:
     """The 200 labelled crops of scikit-image: grey (200, 1, 25, 25) in 0..1, and is-a-face."""
     import numpy as np
 
-    folder = _package_folder("skimage", "scikit-image") / "data"
+    folder = package_folder("skimage", "scikit-image") / "data"
     crops = torch.from_numpy(np.load(folder / "lfw_subset.npy").astype("float32"))[:, None]
     return crops, torch.arange(200) < 100
 
