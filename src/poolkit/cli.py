@@ -221,9 +221,7 @@ def gallery(
     """Draw what every pooling does to one photograph, one sentence and one history of films."""
     from poolkit.gallery import PAGES, draw
 
-    for path in draw(
-        pages or PAGES, output, photograph=photograph, sentence=sentence, quick=quick
-    ):
+    for path in draw(pages or PAGES, output, photograph=photograph, sentence=sentence, quick=quick):
         print(f"{path} ({path.stat().st_size // 1000} kB)")
     return 0
 

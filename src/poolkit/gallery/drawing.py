@@ -42,8 +42,8 @@ class Sheet:
         whole number that fills it best."""
         times = SCALE * side // max(pixels.shape[:2])
         large = pixels.repeat(times, 0).repeat(times, 1)
-        below = SCALE * (self.height - y) - large.shape[0]
-        self.figure.figimage(large, SCALE * x, below, origin="upper")
+        left, below = SCALE * x, SCALE * (self.height - y) - large.shape[0]
+        self.figure.figimage(large, round(left), round(below), origin="upper")
 
     def box(self, x: float, y: float, width: float, height: float, colour: Any) -> None:
         from matplotlib.patches import Rectangle

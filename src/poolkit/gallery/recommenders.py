@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def load() -> Likes:
     with (folder / "ml-100k.item").open(encoding="utf-8", newline="") as lines:
         named = {int(row[0]): row[1] for row in list(csv.reader(lines, delimiter="\t"))[1:]}
     titles = [named.get(item, "") for item in range(max(named) + 1)]
-    user, item, stars, seconds = table[table[:, 2] >= LIKED].T
+    user, item, _, seconds = table[table[:, 2] >= LIKED].T
     order = np.lexsort((item, seconds, user))
     return Likes(
         user[order].astype(np.int64), item[order].astype(np.int64), seconds[order] / 86400, titles
@@ -124,7 +125,7 @@ def _next_likes(likes: Likes) -> tuple[Tensor, Tensor]:
     LONGEST) with zeros behind."""
     histories, targets = [], []
     starts = np.flatnonzero(np.diff(likes.user, prepend=-1, append=-1))
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         days = likes.days[start:end]
         for place, before in enumerate(np.searchsorted(days, days)):
             if before >= 3:

@@ -146,7 +146,9 @@ def merging(found: Encoded) -> bytes:
             alone = sizes[g] == 1
             colour = "#e3e7eb" if alone else COLOURS[shared.index(g) % len(COLOURS)]
             joined = index + 1 < count and group[index + 1] == g
-            page.box(left + index * width + 1, y + 2, width - (0 if joined else 2), along - 4, colour)
+            page.box(
+                left + index * width + 1, y + 2, width - (0 if joined else 2), along - 4, colour
+            )
             middle = left + (index + 0.5) * width
             ink = FAINT if alone else "white"
             page.text(middle, y + along / 2, str(g + 1), 10, ha="center", color=ink)
@@ -182,12 +184,12 @@ def read(found: Encoded, pool: str, stride: int) -> Tensor:
     x = found.hidden[0].double()
     count, channels = x.shape
     depth = channels // found.heads
-    layer = pools.PooledAttention(channels, found.heads, pool=pool, stride=stride).double()
+    layer: Any = pools.PooledAttention(channels, found.heads, pool=pool, stride=stride).double()
     one_hot = torch.eye(count, depth, dtype=x.dtype).repeat(1, found.heads)
     values = (torch.linalg.pinv(x) @ one_hot).T
     with torch.no_grad():
         layer.in_proj_weight.copy_(torch.cat([found.query.weight, found.key.weight, values]))
-        layer.in_proj_bias[: 2 * channels] = torch.cat([found.query.bias, found.key.bias])
+        layer.in_proj_bias.copy_(torch.cat([found.query.bias, found.key.bias, 0 * x[0]]))
         nn.init.eye_(layer.out_proj.weight)
         out, _ = layer(x[None])
     return _mean_of_heads(out[0].unflatten(-1, (found.heads, depth)), count)

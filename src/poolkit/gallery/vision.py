@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "aps": {"stride": WINDOW},
     "spectral": {"scale": 1 / WINDOW},
     "wavelet": {"levels": 3, "normalize": "mean"},
-    "adaptive_avg": {"output_size": PHOTOGRAPH // WINDOW},
-    "adaptive_max": {"output_size": PHOTOGRAPH // WINDOW},
     "fractional_max": {"output_ratio": 1 / WINDOW},
 }
 HEADS: dict[str, dict[str, Any]] = {
@@ -115,11 +114,13 @@ def ideas(*kinds: str) -> Iterator[tuple[str, str, str]]:
                 yield idea, colour, name
 
 
-def made(name: str, channels: int) -> nn.Module:
-    """A pooling as it starts, or with means for convolutions; always with the same seed."""
+def made(name: str, x: Tensor) -> nn.Module:
+    """A pooling of x as it starts, or with means for convolutions; always with the same seed."""
     torch.manual_seed(0)
     options = {"kernel_size": WINDOW, **(OPTIONS.get(name) or dict(POOLS[name].options))}
-    module = pools.create_pool2d(name, channels=channels, **options)
+    if name.startswith("adaptive"):
+        options["output_size"] = x.shape[-1] // WINDOW
+    module = pools.create_pool2d(name, channels=x.shape[1], **options)
     if name in AVERAGED:
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
@@ -136,17 +137,18 @@ def pooled(kind: str, photograph: Tensor) -> bytes:
     """
     size = f"{photograph.shape[1]} x {photograph.shape[2]}"
     panels = [("", INK, "the photograph", size, as_pixels(photograph.numpy()))]
-    mean = made("avg", 3)(photograph[None])[0]
+    x = photograph[None]
+    mean = made("avg", x)(x)[0]
     for idea, colour, name in ideas(kind):
-        torch.manual_seed(0)
-        found = made(name, 3)(photograph[None])[0]
+        module = made(name, x)
+        found = module(x)[0]
         found = found[-1:] if len(found) % 3 else found[-3:]
         low, high = float(found.min()), float(found.max())
         own = low < -0.02 or high > 1.02 or high - low < 0.6
         note = "own scale" if own else ""
         if name in AVERAGED:
             note = "convolutions as means"
-        elif POOLS[name].parameters != "none":
+        elif any(True for _ in module.parameters()):
             as_mean = found.shape == mean.shape and float((found - mean).abs().max()) < 0.03
             note = "starts as the mean" if as_mean else "as it starts"
         pixels = as_pixels(found.numpy(), *((low, high) if own else (0.0, 1.0)))
@@ -166,35 +168,31 @@ def gradients(photograph: Tensor) -> bytes:
     x = x[..., top : top + PATCH, left : left + PATCH]
     panels = []
     for idea, colour, name in ideas("window", "map"):
-        torch.manual_seed(0)
-        shares = gradient_shares(_one_output(name), x)
-        middle = PATCH // 2 + (WINDOW // 2 if len(made(name, 4)(x)[0, 0]) < PATCH else 0)
-        for side in (12, 24, 48):
-            begin = max(middle - side // 2, 0)
+        module = made(name, x)
+        shares = gradient_shares(partial(_one_output, module), x)
+        strided = module(x).shape[-1] < PATCH
+        middle = PATCH // 2 + strided * WINDOW // 2
+        for side in (12, 24, PATCH):
+            begin = min(middle - side // 2, PATCH - side)
             seen = shares[begin : begin + side, begin : begin + side]
             if seen.sum() > 0.999:
                 break
         pixels = as_heat(seen.numpy())
         if POOLS[name].kind == "window":
-            inside = np.zeros(seen.shape, bool)
-            inside[middle - begin - WINDOW // 2 :, middle - begin - WINDOW // 2 :][
-                :WINDOW, :WINDOW
-            ] = True
-            pixels[~inside & (seen.numpy() == 0)] = GREY
+            window = slice(middle - begin - WINDOW // 2, middle - begin + WINDOW // 2)
+            outside = np.ones(seen.shape, bool)
+            outside[window, window] = False
+            pixels[outside & (seen.numpy() == 0)] = GREY
         note = f"worth {as_many_as(shares):.3g}"
         panels.append((idea, colour, name, note, pixels))
     return sheet(panels, 8, 96)
 
 
-def _one_output(name: str) -> Callable[[Tensor], Tensor]:
-    """The result in the middle of the map: of one channel where each has its own."""
-
-    def call(x: Tensor) -> Tensor:
-        found = made(name, x.shape[1])(x)
-        middle: Tensor = found[..., found.shape[-2] // 2, found.shape[-1] // 2]
-        return middle[:, :1] if POOLS[name].kind == "window" else middle
-
-    return call
+def _one_output(module: nn.Module, x: Tensor) -> Tensor:
+    """The result in the middle of the map, of the first channel where each has its own."""
+    found = module(x)
+    middle: Tensor = found[..., found.shape[-2] // 2, found.shape[-1] // 2]
+    return middle[:, :1] if found.shape[1] == x.shape[1] else middle
 
 
 def heads(steps: int) -> bytes:
