@@ -28,13 +28,19 @@ def check_matplotlib() -> None:
 
 class Sheet:
     """A page of pictures and words. Places and sizes are in the pixels of a plain screen, from the
-    upper left corner."""
+    upper left corner.
+
+    Attributes:
+        names: what was written in `MONO`: the names of what is shown, which the file keeps as its
+            description, so that a test can tell what it lacks.
+    """
 
     def __init__(self, width: float, height: float) -> None:
         # Not pyplot, which would look for a screen and keep every figure.
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
+        self.names: list[str] = []
         self.figure = Figure(figsize=(width / 100, height / 100), dpi=100 * SCALE, facecolor=PAPER)
 
     def image(self, x: float, y: float, pixels: np.ndarray, side: int) -> None:
@@ -57,6 +63,8 @@ class Sheet:
     def text(self, x: float, y: float, words: str, size: float = 12, **options: Any) -> None:
         """Writes at the height of the letters' middle; `size` is in pixels."""
         options = {"color": INK, "va": "center", "family": FONT, **options}
+        if options["family"] == MONO:
+            self.names.append(words)
         place = (x / self.width, 1 - y / self.height)
         self.figure.text(*place, words, fontsize=0.72 * size, **options)
 
@@ -93,9 +101,8 @@ class Sheet:
     def png(self) -> bytes:
         """The sheet as a file, the same for the same figures."""
         stream = io.BytesIO()
-        self.figure.savefig(
-            stream, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True}
-        )
+        words = {"Software": None, "Description": "\n".join(self.names)}
+        self.figure.savefig(stream, format="png", metadata=words, pil_kwargs={"optimize": True})
         return stream.getvalue()
 
 
