@@ -163,7 +163,7 @@ def history_of(likes: Likes, table: Tensor, model: Interest, user: int) -> bytes
         wanted = table[numbers[target]][None]
         name = f"TargetAttention\nto {short(target, 18)}"
         columns[name] = attention_weights(model.attention, x, wanted)
-    cell, left, top = (96, 24), 236, 48
+    cell, left, top = (99, 24), 236, 48
     page = Sheet(left + cell[0] * len(columns) + 10, top + cell[1] * len(films) + 12)
     shares = torch.stack(list(columns.values()), 1).numpy()
     page.table(left, top, shares, cell, [""] * len(films), list(columns))
