@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 import poolkit.nn  # noqa: E402
 from poolkit.gallery import PAGES, draw, drawing, recommenders, sequences, vision  # noqa: E402
 from poolkit.reductions import REDUCTIONS  # noqa: E402
+from poolkit.vision import regions  # noqa: E402
 from poolkit.vision.registry import POOLS  # noqa: E402
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -120,6 +121,8 @@ def test_pictures_show_everything() -> None:
     }.items():
         wanted = {name for name, entry in POOLS.items() if entry.kind in kinds}
         assert names(picture) - {"the photograph", "the face"} == wanted, fresh
+    modules = {name for name in regions.__all__ if isinstance(getattr(regions, name), type)}
+    assert modules <= names("vision-regions.png"), fresh
     assert names("sequences-modes.png") == set(sequences.modes()), fresh
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .. import nn as pools
 from ..errors import PoolValueError
 from ..examples import faces
+from ..vision import regions
 from ..vision.registry import POOLS
 from .drawing import FAINT, INK, MONO, Sheet, as_heat, as_pixels
 from .shares import as_many_as, gradient_shares
@@ -51,6 +52,7 @@ OTHERS = ("Others", "#777777")
 PHOTOGRAPH = 144  # pixels of a side; those of a panel
 WINDOW = 6
 PATCH, PLACE = 48, (0.33, 0.42)  # what the gradients are of: an eye of the astronaut
+BOX, BINS = (44.4, 24.7, 99.3, 79.4), 12  # around her face: x1, y1, x2, y2
 GREY = (222, 226, 230)
 # What shows more on a photograph than the arguments of the registry's examples.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -83,6 +85,7 @@ def pictures(path: Path | None = None, quick: bool = False) -> Iterator[tuple[st
     yield "vision-windows.png", pooled("window", photograph)
     yield "vision-maps.png", pooled("map", photograph)
     yield "vision-gradients.png", gradients(photograph)
+    yield "vision-regions.png", boxed(photograph)
     yield "vision-heads.png", heads(2 if quick else 60)
 
 
@@ -193,6 +196,35 @@ def _one_output(module: nn.Module, x: Tensor) -> Tensor:
     found = module(x)
     middle: Tensor = found[..., found.shape[-2] // 2, found.shape[-1] // 2]
     return middle[:, :1] if found.shape[1] == x.shape[1] else middle
+
+
+def boxed(photograph: Tensor) -> bytes:
+    """A sheet of what the poolings of regions make of one box, and what one of its bins sees."""
+    x = photograph[None]
+    box = torch.tensor([[0.0, *BOX]])
+    left, top, right, bottom = (round(corner) for corner in BOX)
+    marked = as_pixels(photograph.numpy())
+    for edge in (np.s_[[top, bottom], left : right + 1], np.s_[top : bottom + 1, [left, right]]):
+        marked[edge] = (255, 200, 0)
+    panels = [("", INK, "the photograph", "and the box", marked)]
+    looks = [("", INK, "the box", "", as_pixels(photograph[:, top:bottom, left:right].numpy()))]
+    for name in (name for name in regions.__all__ if isinstance(getattr(regions, name), type)):
+        module = getattr(regions, name)(BINS)
+        found = module(x, box)[0]
+        panels.append(
+            ("Pooled", "#1f4e79", name, f"{BINS} x {BINS} bins", as_pixels(found.numpy()))
+        )
+        shares = gradient_shares(partial(_one_bin, module, box), x)
+        column, row = (left + right) // 2 - 3, (top + bottom) // 2 - 3
+        seen = shares[row : row + 12, column : column + 12]
+        note = f"worth {as_many_as(shares):.3g}"
+        looks.append(("What one bin sees", "#3f9b8f", name, note, as_heat(seen.numpy())))
+    return sheet([*panels, *looks], len(panels), PHOTOGRAPH)
+
+
+def _one_bin(module: nn.Module, box: Tensor, x: Tensor) -> Tensor:
+    found: Tensor = module(x, box)[0, 0, BINS // 2, BINS // 2]
+    return found
 
 
 def heads(steps: int) -> bytes:
