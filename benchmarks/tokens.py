@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from math import log2
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,7 +39,7 @@ DIM, HEADS, STRIDE = 384, 12, 4
 
 def block_of(tokens: int) -> int:
     """The power of two nearest to sqrt(tokens), which costs least."""
-    return 2 ** round(tokens.bit_length() / 2)
+    return 2 ** round(log2(tokens) / 2)
 
 
 class Layer(nn.Module):
