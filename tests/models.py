@@ -13,7 +13,7 @@ from poolkit.inspection import LayerRecord, inspect
 
 
 def look(model: nn.Module, *inputs: torch.Tensor) -> list[LayerRecord]:
-    return inspect(model, inputs, seconds=0, pictures=False).layers
+    return inspect(model, inputs, seconds=0, losses=False, pictures=False).layers
 
 
 class Calls(nn.Module):

@@ -107,7 +107,7 @@ def report() -> Report:
 
 def test_json_is_versioned_and_complete(report):
     data = json.loads(report.to_json())
-    assert data["version"] == 1
+    assert data["version"] == 2
     assert data["model"] == "<b>Net</b>"
     assert data["inputs"] == ["float32[2, 3, 8, 8]"]
     assert [layer["operation"] for layer in data["layers"]] == ["max_pool2d", "mean"]

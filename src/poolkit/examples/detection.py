@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from poolkit.examples.faces import FaceNetworks, load, normalise, photograph
-from poolkit.inspection.report import Photograph
+from poolkit.inspection.records import Photograph
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 _STRIDE, _CELL = 2, 12  # P-Net looks at 12x12 pixels, every 2

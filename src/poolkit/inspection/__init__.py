@@ -10,11 +10,7 @@
 """
 
 from poolkit.inspection.inspector import inspect
-from poolkit.inspection.report import (
-    AccuracyRecord,
-    LayerRecord,
-    Photograph,
-    Report,
-)
+from poolkit.inspection.records import AccuracyRecord, Flag, LayerRecord, Loss, Photograph
+from poolkit.inspection.report import Report
 
-__all__ = ["AccuracyRecord", "LayerRecord", "Photograph", "Report", "inspect"]
+__all__ = ["AccuracyRecord", "Flag", "LayerRecord", "Loss", "Photograph", "Report", "inspect"]

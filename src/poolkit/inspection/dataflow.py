@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from poolkit.inspection.operations import Pooling, spread
+from poolkit.inspection.operations import CONVOLUTIONS, TRANSPOSED, Call, Pooling, spread
 from poolkit.windows import ReceptiveField
 
 
@@ -30,16 +30,26 @@ class Axis:
     sees: ReceptiveField = field(default_factory=ReceptiveField)
     whole: bool = False
 
-    def through(self, kernel_size: float, stride: float = 1, dilation: float = 1) -> Axis:
+    def through(
+        self, kernel_size: float, stride: float = 1, dilation: float = 1, padding: float = 0
+    ) -> Axis:
         """The axis after a window of ``kernel_size`` taps moved by ``stride``.
 
         >>> Axis(224).through(7, 2).through(3, 2).seen()
         11
         """
-        return replace(self, sees=self.sees.through(kernel_size, stride, dilation=dilation))
+        return replace(self, sees=self.sees.through(kernel_size, stride, padding, dilation))
+
+    def upsampled(self, taps: float, factor: float) -> Axis:
+        """The axis with ``factor`` positions where one was, each made from ``taps`` of them."""
+        sees = self.sees.through(taps, 1 / factor)
+        # The first of them lies before the centre of what it came from.
+        first = self.sees.offset + (1 / factor - 1) / 2 * self.sees.jump
+        return replace(self, sees=replace(sees, offset=first))
 
     def everything(self) -> Axis:
-        return replace(self, whole=True)
+        centre = (self.extent - 1) / 2
+        return replace(self, sees=replace(self.sees, offset=centre), whole=True)
 
     def seen(self) -> int:
         """Input positions seen, never more than there are."""
@@ -89,17 +99,18 @@ def join(views: Iterable[View]) -> View | None:
 
 
 def _wider(a: Axis, b: Axis) -> Axis:
-    sees = ReceptiveField(max(a.sees.size, b.sees.size), max(a.sees.jump, b.sees.jump))
+    wider = a if a.sees.size >= b.sees.size else b
+    jump = max(a.sees.jump, b.sees.jump)
+    sees = ReceptiveField(wider.sees.size, jump, wider.sees.offset)
     return Axis(max(a.extent, b.extent), sees, a.whole or b.whole)
 
 
-_CONVOLUTION = {f"conv{n}d": n for n in (1, 2, 3)}
-_TRANSPOSED = {f"conv_transpose{n}d": n for n in (1, 2, 3)}
 _MIXES_EVERYTHING = {
     "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention",
     "multi_head_attention_forward", "cumsum",
 }  # fmt: skip
 _TAPS = {"bilinear": 2, "linear": 2, "trilinear": 2, "bicubic": 4}
+_NEAREST = "nearest"
 
 
 def after_pooling(pooling: Pooling, view: View, x: torch.Tensor, out: torch.Tensor) -> View:
@@ -127,12 +138,13 @@ def after_pooling(pooling: Pooling, view: View, x: torch.Tensor, out: torch.Tens
         before = x.shape[x.ndim - n + index]
         after = out.shape[out.ndim - n + index] if out.ndim == x.ndim else 1
         if "unpool" in pooling.operation or after > before:
-            windowed.append(axis.through(1, before / max(after, 1)))
+            windowed.append(axis.upsampled(1, max(after, 1) / before))
         elif "kernel_size" in given and "fractional" not in pooling.operation:
             kernel = spread(given["kernel_size"], n)[index]
             stride = spread(given.get("stride") or given["kernel_size"], n)[index]
             dilation = spread(given.get("dilation", 1), n)[index]
-            windowed.append(axis.through(kernel, stride, dilation))
+            padding = spread(given.get("padding", 0), n)[index]
+            windowed.append(axis.through(kernel, stride, dilation, padding))
         elif after <= 1:
             windowed.append(axis.everything())
         else:
@@ -153,52 +165,69 @@ def _after_window(pooling: Pooling, view: View, x: torch.Tensor, out: torch.Tens
     return View(axes, tuple(range(out.ndim - left - behind, out.ndim - behind)), features=True)
 
 
-def after_call(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], view: View, out: torch.Tensor
-) -> View | None:
-    """The view of ``out``, made by the torch function called ``name`` from tensors with ``view``.
+def after_call(call: Call, view: View, out: torch.Tensor) -> View | None:
+    """The view of ``out``, which ``call`` made from tensors with ``view``.
 
     None for statistics of an input before any feature map is made from it: what an image is
     normalised by is not what a layer looks at.
     """
+    name, args, kwargs = call.name, call.args, call.kwargs
     x = next((a for a in args if isinstance(a, torch.Tensor)), None)
     if x is None:
         x = kwargs.get("input")
     if not isinstance(x, torch.Tensor):
         return replace(view, dims=view.dims if max(view.dims, default=0) < out.ndim else ())
-    if name in _CONVOLUTION or name in _TRANSPOSED:
-        return _after_convolution(name, args, kwargs, view, x)
+    if name in CONVOLUTIONS or name in TRANSPOSED:
+        return _after_convolution(call, view, x)
     if name in ("permute", "transpose", "swapaxes", "swapdims"):
         return replace(view, dims=_permuted(name, args, kwargs, view.dims, x.ndim))
     if name in ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"):
         return replace(view, dims=_reshaped(view.dims, x.shape, out.shape))
     if name in _MIXES_EVERYTHING or (name == "linear" and x.ndim <= 2):
         view = view.everything()
-    if name == "interpolate":
-        taps = _TAPS.get(kwargs.get("mode", args[3] if len(args) > 3 else "nearest"), 1)
-        view = replace(view, axes=tuple(axis.through(taps) for axis in view.axes))
+    if name == "interpolate" or name.startswith("upsample"):
+        mode = kwargs.get("mode", args[3] if len(args) > 3 else _NEAREST)
+        words = name.split("_")[-1] if name.startswith("upsample") else mode
+        view = replace(view, axes=tuple(_blurred(a, _taps(words)) for a in view.axes))
+        return _rescaled(view, x.shape, out.shape, upsampled=True)
     return _rescaled(view, x.shape, out.shape)
 
 
-def _after_convolution(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], view: View, x: torch.Tensor
-) -> View:
-    n = _CONVOLUTION.get(name) or _TRANSPOSED[name]
+def _blurred(axis: Axis, taps: int) -> Axis:
+    return axis.through(taps, padding=(taps - 1) / 2)
+
+
+def _taps(mode: str) -> int:
+    """How many positions an interpolation reads along an axis: ``bilinear2d`` or ``bilinear``."""
+    return _TAPS.get(mode.rstrip("123d"), 1)
+
+
+def _after_convolution(call: Call, view: View, x: torch.Tensor) -> View:
+    n = int(call.name[-2])
     if len(view.axes) != n:
         view = of_input(x, n) or view
-    weight = kwargs["weight"] if "weight" in kwargs else args[1]
-    kernels = weight.shape[2:]
-    strides = spread(kwargs.get("stride", args[3] if len(args) > 3 else 1), n)
-    position = 5 if name in _CONVOLUTION else 7
-    dilations = spread(kwargs.get("dilation", args[position] if len(args) > position else 1), n)
+    transposed = call.name in TRANSPOSED
+    given = call.bound(*(TRANSPOSED if transposed else CONVOLUTIONS)[call.name])
+    kernels = given["weight"].shape[2:]
+    strides, dilations = (spread(given.get(key, 1), n) for key in ("stride", "dilation"))
+    padding = given.get("padding", 0)
+    if padding == "same":
+        pads = tuple((k - 1) * d / 2 for k, d in zip(kernels, dilations, strict=True))
+    else:
+        pads = spread(0 if isinstance(padding, str) else padding, n)
     axes = []
-    for axis, kernel, stride, dilation in zip(view.axes, kernels, strides, dilations, strict=True):
-        if name in _TRANSPOSED:
-            # An output of a transposed convolution reads every stride-th tap.
-            taps = ceil(((kernel - 1) * dilation + 1) / stride)
-            axes.append(axis.through(taps, 1 / stride))
+    for axis, kernel, stride, dilation, pad in zip(
+        view.axes, kernels, strides, dilations, pads, strict=True
+    ):
+        if transposed:
+            # An output of a transposed convolution reads every stride-th tap, and the first one
+            # lies as far before the first input as the padding cuts off of the kernel's half.
+            reach = (kernel - 1) * dilation
+            made = axis.through(ceil((reach + 1) / stride), 1 / stride)
+            first = axis.sees.offset + (pad - reach / 2) / stride * axis.sees.jump
+            axes.append(replace(made, sees=replace(made.sees, offset=first)))
         else:
-            axes.append(axis.through(kernel, stride, dilation))
+            axes.append(axis.through(kernel, stride, dilation, pad))
     return View(tuple(axes), tuple(range(x.ndim - n, x.ndim)), features=True)
 
 
@@ -234,7 +263,9 @@ def _reshaped(
     return ()
 
 
-def _rescaled(view: View, before: Sequence[int], after: Sequence[int]) -> View | None:
+def _rescaled(
+    view: View, before: Sequence[int], after: Sequence[int], upsampled: bool = False
+) -> View | None:
     """The view after a call that keeps the axes but may resize them, as a strided slice does."""
     if len(before) != len(after):
         return replace(view, dims=()) if view.features or len(after) > len(before) else None
@@ -250,7 +281,12 @@ def _rescaled(view: View, before: Sequence[int], after: Sequence[int]) -> View |
         ratio = before[dim] / max(after[dim], 1) if before[dim] else 1
         # A crop or a pad of a border changes the length a little and the jump not at all.
         resized = not 2 / 3 < ratio < 3 / 2
-        axes.append(axis.through(1, whole_factor(ratio)) if resized else axis)
+        if not resized:
+            axes.append(axis)
+        elif upsampled and ratio < 1:
+            axes.append(axis.upsampled(1, 1 / whole_factor(ratio)))
+        else:
+            axes.append(axis.through(1, whole_factor(ratio)))
     return replace(view, axes=tuple(axes))
 
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
-from poolkit.errors import PoolError, PoolTypeError
-from poolkit.inspection.memory import saved_for_backward
-from poolkit.inspection.operations import Pooling
+from poolkit.errors import PoolTypeError
+from poolkit.inspection.layers import record_of
 from poolkit.inspection.pictures import feature_maps, first_image
-from poolkit.inspection.report import LayerRecord, Report, Sample
-from poolkit.inspection.trace import (
-    TracedPooling,
-    describe_tensor,
-    run_model,
-    tensors_in,
-    trace,
-)
-from poolkit.timing import check_seconds, compare, interleave, within
+from poolkit.inspection.records import LayerRecord, Sample
+from poolkit.inspection.report import Report
+from poolkit.inspection.trace import TracedPooling, describe_tensor, run_model, tensors_in, trace
+from poolkit.timing import check_seconds, interleave, within
 
 #: Called as ``progress(what, done, total)``.
 Progress = Callable[[str, int, int], None]
@@ -37,20 +31,24 @@ def inspect(
     kwargs: Mapping[str, Any] | None = None,
     name: str = "",
     seconds: float = 0.4,
+    losses: bool = True,
     pictures: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Find every pooling that ``model`` runs on ``inputs`` and measure each on its real input.
 
-    Found are modules, functions and reductions over space, in order of execution, each as often
-    as it runs. The model runs in eval mode without gradients, and is left as it was.
+    Found are modules, functions, reductions over space and strided convolutions, in order of
+    execution, each as often as it runs. The model runs in eval mode without gradients, and is
+    left as it was.
 
     Args:
         model: any module.
-        inputs: a tensor, or a tuple or list of the positional arguments of ``forward``.
-        kwargs: keyword arguments of ``forward``.
+        inputs: a tensor, or a tuple or list of the positional arguments of ``forward``; a dict is
+            its keyword arguments (write ``(dict,)`` for one argument that is a dict).
+        kwargs: more keyword arguments of ``forward``.
         name: what to call the model; its class by default.
         seconds: time to spend on timing each layer, and on the model; 0 times nothing.
+        losses: whether to measure what each layer loses (tens of milliseconds a layer).
         pictures: whether to keep pictures of feature maps for the HTML report (needs Pillow).
         progress: called with what is being done, how many layers are done, and of how many.
 
@@ -73,127 +71,91 @@ def inspect(
     check_seconds(seconds)
     # What torch.compile made of a model cannot be watched; the model itself can.
     model = getattr(model, "_orig_mod", model)
-    arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    arguments, keywords = arguments_of(inputs, kwargs)
     tell = progress or (lambda what, done, total: None)
     with evaluating(model):
         tell("running the model", 0, 0)
-        found, _ = trace(model, arguments, kwargs)
-        times = _model_times(model, arguments, kwargs, seconds / 2)
-        layers = []
-        for index, traced in enumerate(found):
-            tell(traced.name or traced.pooling.operation, index, len(found))
-            layers.append(_record(index, traced, seconds, pictures))
+        found, _ = trace(model, arguments, keywords, convolutions=True)
+        times = _model_times(model, arguments, keywords, seconds / 2)
+        layers = records_of(found, seconds, losses, pictures, tell)
         # Before and after the layers: their share is of the machine as it was in between.
-        times += _model_times(model, arguments, kwargs, seconds / 2)
-        model_ms = 1e3 * median(times) if times else None
-        for layer in layers:
-            layer.torch_share, layer.poolkit_share = (
-                ms / model_ms if ms is not None and model_ms else None
-                for ms in (layer.torch_ms, layer.poolkit_ms)
-            )
+        times += _model_times(model, arguments, keywords, seconds / 2)
+    model_ms = 1e3 * median(times) if times else None
+    for layer in layers:
+        layer.torch_share, layer.poolkit_share = (
+            ms / model_ms if ms is not None and model_ms else None
+            for ms in (layer.torch_ms, layer.poolkit_ms)
+        )
     tell("done", len(found), len(found))
+    tensors = list(tensors_in((arguments, keywords)))
     return Report(
         model_name=name or type(model).__name__,
-        inputs=[describe_tensor(x) for x in tensors_in((arguments, dict(kwargs or {})))],
+        inputs=[describe_tensor(x) for x in tensors],
         layers=layers,
         model_ms=model_ms,
         threads=torch.get_num_threads(),
         versions=versions(),
-        samples=[
-            sample
-            for x in tensors_in(arguments)
-            if pictures and layers and (sample := _sample(x)) is not None
-        ],
+        samples=samples_of(tensors) if pictures and layers else [],
     )
 
 
+def arguments_of(
+    inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of ``forward``.
+
+    >>> arguments_of({"x": 1}), arguments_of([1, 2]), arguments_of(1, {"y": 2})
+    (((), {'x': 1}), ((1, 2), {}), ((1,), {'y': 2}))
+    """
+    if isinstance(inputs, Mapping):
+        return (), {**inputs, **(kwargs or {})}
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), dict(kwargs or {})
+
+
+def records_of(
+    found: list[TracedPooling], seconds: float, losses: bool, pictures: bool, tell: Progress
+) -> list[LayerRecord]:
+    """The record of each pooling that ran, in order."""
+    runs = Counter(map(_which, found))
+    ran: Counter[Any] = Counter()
+    layers = []
+    for index, traced in enumerate(found):
+        tell(traced.name or traced.pooling.operation, index, len(found))
+        which = _which(traced)
+        ran[which] += 1
+        layers.append(record_of(index, traced, ran[which], runs[which], seconds, losses))
+        if pictures and not traced.pooling.is_convolution:
+            x, out, n = traced.input, traced.output, traced.pooling.spatial_rank
+            if traced.pooling.is_reduction:
+                dims = traced.pooling.arguments["dim"]
+                order = [axis for axis in range(x.ndim) if axis not in dims]
+                x = x.permute(*order, *dims)
+            layers[-1].pictures = feature_maps(x, out, n)
+    return layers
+
+
+def _which(traced: TracedPooling) -> Any:
+    """What makes two runs runs of one layer: the module, or the name and kind of the call."""
+    return (
+        traced.name,
+        traced.pooling.operation if traced.module is None else id(traced.module),
+    )
+
+
+def samples_of(tensors: list[torch.Tensor]) -> list[Sample]:
+    """The first image of each input that is one."""
+    pictures = ((x, first_image(x)) for x in tensors)
+    return [Sample(png, x.shape[-2], x.shape[-1]) for x, png in pictures if png is not None]
+
+
 def _model_times(
-    model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any] | None, seconds: float
+    model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any], seconds: float
 ) -> list[float]:
     if seconds <= 0:
         return []
     with torch.no_grad():
         (times,) = interleave([lambda: run_model(model, arguments, kwargs)], within(seconds))
     return times.seconds
-
-
-def _record(index: int, traced: TracedPooling, seconds: float, pictures: bool) -> LayerRecord:
-    pooling, x, out = traced.pooling, traced.input, traced.output
-    row = LayerRecord(
-        index=index,
-        name=traced.name,
-        kind="module"
-        if traced.module is not None
-        else "reduction"
-        if pooling.is_reduction
-        else "function",
-        operation=pooling.operation,
-        words=pooling.words(),
-        window=pooling.window(),
-        arguments={key: _plain(value) for key, value in pooling.arguments.items()},
-        source=traced.source,
-        aliases=list(traced.aliases),
-        dtype=str(x.dtype).removeprefix("torch."),
-        layout=traced.layout,
-        in_shape=list(x.shape),
-        out_shape=list(out.shape),
-        kept=out.numel() / x.numel() if x.numel() else 1.0,
-        receptive_field=[axis.seen() for axis in traced.view.axes] if traced.view else None,
-        input_extent=[axis.extent for axis in traced.view.axes] if traced.view else None,
-        whole_input=traced.view is not None
-        and all(axis.seen() == axis.extent for axis in traced.view.axes),
-    )
-    _measure(row, traced, seconds)
-    if pictures:
-        row.pictures = feature_maps(*_channels_first(pooling, x, out), pooling.spatial_rank)
-    return row
-
-
-def _channels_first(
-    pooling: Pooling, x: torch.Tensor, out: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input and output with the spatial axes behind: a reduction may be over any."""
-    if pooling.arguments.get("channels_last"):
-        return x.movedim(-1, -pooling.spatial_rank - 1), out.movedim(-1, -pooling.spatial_rank - 1)
-    if not pooling.is_reduction:
-        return x, out
-    dims = pooling.arguments["dim"]
-    kept = [axis for axis in range(x.ndim) if axis not in dims]
-    if pooling.arguments["keepdim"]:
-        out = out.permute(*kept, *dims)
-    return x.permute(*kept, *dims), out
-
-
-def _sample(x: torch.Tensor) -> Sample | None:
-    image = first_image(x)
-    return None if image is None else Sample(image, x.shape[-2], x.shape[-1])
-
-
-def _measure(row: LayerRecord, traced: TracedPooling, seconds: float) -> None:
-    pooling, x = traced.pooling, traced.input
-    try:
-        ours = pooling.in_poolkit(x)
-        ours()
-    except PoolError as error:
-        row.note = f"not in poolkit: {next(iter(str(error).splitlines()), '')}"
-        return
-    row.poolkit_saved = saved_for_backward(lambda leaf: pooling.in_poolkit(leaf)(), x)
-    try:
-        theirs = pooling.in_torch(x)
-        theirs()
-        row.torch_saved = saved_for_backward(lambda leaf: pooling.in_torch(leaf)(), x)
-    except Exception as error:  # what poolkit can do and torch cannot, as dilated averages
-        row.note = f"not in torch: {next(iter(str(error).splitlines()), '')}"
-        if seconds > 0:
-            with torch.no_grad():
-                (times,) = interleave([ours], within(seconds))
-            row.poolkit_ms = 1e3 * median(times.seconds)
-        return
-    if seconds <= 0:
-        return
-    timing = compare(theirs, ours, seconds)
-    row.torch_ms, row.poolkit_ms = timing.before_ms, timing.after_ms
-    row.speedup = timing.speedup
 
 
 @contextmanager
@@ -218,16 +180,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _plain(value: Any) -> Any:
-    """An argument as JSON can hold it."""
-    if isinstance(value, torch.Tensor):
-        return describe_tensor(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, int | str):
-        return value
-    if isinstance(value, float) and isfinite(value):
-        return value
-    return str(value)  # a window or a reduction as its recipe, and what JSON has no word for

@@ -50,6 +50,16 @@ REDUCTIONS: dict[str, str] = {
     "logsumexp": "LogSumExp",
 }
 
+#: Convolutions and the names of their arguments after ``input``. Strided ones make maps smaller.
+CONVOLUTIONS: dict[str, tuple[str, ...]] = {
+    f"conv{n}d": ("weight", "bias", "stride", "padding", "dilation", "groups") for n in (1, 2, 3)
+}
+TRANSPOSED: dict[str, tuple[str, ...]] = {
+    f"conv_transpose{n}d": (
+        "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+    ) for n in (1, 2, 3)
+}  # fmt: skip
+
 _WORDS = {"avg": "average", "lp": "Lp", "max": "max"}
 
 
@@ -78,7 +88,7 @@ class Pooling:
 
     ``operation`` is a key of :data:`SIGNATURES`; or of :data:`REDUCTIONS`, and then ``arguments``
     holds ``dim`` (non-negative axes) and ``keepdim``; or it is ``pool``, with the arguments of
-    ``poolkit.pool``.
+    ``poolkit.pool``; or one of :data:`CONVOLUTIONS`, with its ``kernel_size``.
     """
 
     operation: str
@@ -87,6 +97,17 @@ class Pooling:
     @property
     def is_reduction(self) -> bool:
         return self.operation in REDUCTIONS
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.operation in CONVOLUTIONS
+
+    @property
+    def kind(self) -> str:
+        """What a call of it is: ``convolution``, ``reduction`` or ``function``."""
+        if self.is_convolution:
+            return "convolution"
+        return "reduction" if self.is_reduction else "function"
 
     @property
     def spatial_rank(self) -> int:
@@ -103,6 +124,8 @@ class Pooling:
             return f"{self.operation.removeprefix('a') or self.operation} over space"
         if self.operation == "pool":
             return str(self.arguments["reduction"])
+        if self.is_convolution:
+            return "convolution"
         stem = self.operation.rsplit("_", 1)[0]
         if stem == "max":
             return "max unpool" if "unpool" in self.operation else "max"
@@ -143,6 +166,8 @@ class Pooling:
             parts.append("padding not counted")
         if given.get("divisor_override"):
             parts.append(f"divisor {given['divisor_override']}")
+        if given.get("groups", 1) != 1:
+            parts.append(f"{given['groups']} groups")
         if given.get("return_indices"):
             parts.append("with indices")
         return ", ".join(parts)
@@ -161,6 +186,8 @@ class Pooling:
             axes = tuple(range(-self.spatial_rank, 0))
             return lambda: reduce(x, axes, keepdim=given.get("keepdim", True))
         function = getattr(F, self.operation)
+        if self.is_convolution:
+            del given["kernel_size"]
         return lambda: function(x, **given)
 
     def in_poolkit(self, x: torch.Tensor) -> Callable[[], Any]:
@@ -168,6 +195,8 @@ class Pooling:
         import poolkit
 
         given = dict(self.arguments)
+        if self.is_convolution:
+            raise PoolValueError("a convolution is no pooling")
         if not self.is_reduction:
             function = getattr(poolkit, self.operation, None)
             if function is None:
@@ -216,6 +245,54 @@ def recognise(
     if function is F.interpolate:
         return _recognise_area(args, kwargs)
     return None
+
+
+def recognise_convolution(call: Call) -> Pooling | None:
+    """The convolution that a call is, if it has a stride: it makes maps smaller as a pooling does.
+
+    >>> x, weight = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3)
+    >>> recognise_convolution(Call.of(F.conv2d, (x, weight), {"stride": 2})).window()
+    '3×3, stride 2'
+    """
+    if call.name not in CONVOLUTIONS:
+        return None
+    given = _bind(CONVOLUTIONS[call.name], call.args[1:], call.kwargs)
+    kernel = tuple(given["weight"].shape[2:])
+    stride = spread(given.get("stride", 1), len(kernel))
+    if max(stride) < 2 or isinstance(given.get("padding"), str):
+        return None
+    return Pooling(call.name, {**given, "kernel_size": kernel, "stride": stride})
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a torch function under one name, however it is written.
+
+    ``torch.ops.aten.conv2d.default`` is ``conv2d``, and so is ``aten.convolution`` of a graph that
+    was lowered, with the arguments in the order of ``F.conv2d``.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        name = getattr(function, "__name__", "")
+        if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+            name = str(function).split(".")[1]
+        if name.lstrip("_") == "convolution" and len(args) >= 9:
+            x, weight, bias, stride, padding, dilation, transposed, more, groups = args[:9]
+            if transposed:
+                name = f"conv_transpose{x.ndim - 2}d"
+                return cls(name, (x, weight, bias, stride, padding, more, groups, dilation), {})
+            name = f"conv{x.ndim - 2}d"
+            return cls(name, (x, weight, bias, stride, padding, dilation, groups), {})
+        return cls(name, tuple(args), kwargs)
+
+    def bound(self, *names: str) -> dict[str, Any]:
+        """The arguments after the first, by name."""
+        return _bind(names, self.args[1:], self.kwargs)
 
 
 def _recognise_reduction(

@@ -8,19 +8,13 @@ from pathlib import Path
 
 from poolkit.errors import MissingExtraError
 from poolkit.inspection.pictures import data_uri, ramp
-from poolkit.inspection.report import (
-    LOOKED_FOR,
-    Report,
-    human_bytes,
-    human_ms,
-    human_shape,
-    human_share,
-)
+from poolkit.inspection.records import LOOKED_FOR, Findings
+from poolkit.inspection.wording import human_bytes, human_ms, human_shape, human_share
 
 _HERE = Path(__file__).parent
 
 
-def render(report: Report) -> str:
+def render(report: Findings) -> str:
     """Return the page of ``report``. Needs Jinja2, and Pillow for the colour scale."""
     try:
         import jinja2

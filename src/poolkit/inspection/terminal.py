@@ -14,21 +14,14 @@ try:
 except ModuleNotFoundError:
     raise MissingExtraError("rich", "inspect") from None
 
-from poolkit.inspection.report import (
-    LOOKED_FOR,
-    LayerRecord,
-    Report,
-    human_bytes,
-    human_ms,
-    human_shape,
-    human_share,
-)
+from poolkit.inspection.records import LOOKED_FOR, Findings, LayerRecord
+from poolkit.inspection.wording import human_bytes, human_ms, human_shape, human_share
 
 #: Below this many columns the operation goes under the layer's name.
 _WIDE = 104
 
 
-def lines(report: Report, width: int = 120) -> Iterator[RenderableType]:
+def lines(report: Findings, width: int = 120) -> Iterator[RenderableType]:
     """What to print of a report on a terminal of ``width`` columns, piece by piece."""
     threads = f"{report.threads} thread{'' if report.threads == 1 else 's'}"
     yield Text.assemble((report.model_name, "bold"), f"  {', '.join(report.inputs)}  {threads}\n")
@@ -60,7 +53,7 @@ def plain_table(*left: str) -> Table:
     return table
 
 
-def _table(report: Report, wide: bool) -> Table:
+def _table(report: Findings, wide: bool) -> Table:
     table = plain_table(*(("layer", "operation") if wide else ("layer",)))
     table.add_column("in\n→ out", no_wrap=True)
     table.add_column("kept\nsees", justify="right", no_wrap=True)
@@ -103,7 +96,7 @@ def _pair(before: str, after: str) -> Text:
     return Text(f"{before}\n→ {after}")
 
 
-def _summary(report: Report) -> Iterator[Text]:
+def _summary(report: Findings) -> Iterator[Text]:
     if report.torch_share is not None:
         yield Text(
             f"Pooling takes {human_share(report.torch_share)} of the model's "
@@ -118,7 +111,7 @@ def _summary(report: Report) -> Iterator[Text]:
         )
 
 
-def _accuracy(report: Report) -> Table:
+def _accuracy(report: Findings) -> Table:
     table = plain_table("accuracy on 200 crops")
     for name in ("max, torch", "max, poolkit", "average instead"):
         table.add_column(name, justify="right")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,14 +17,59 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+import poolkit
 from poolkit.errors import PoolError, PoolValueError
 from poolkit.inspection import dataflow
 from poolkit.inspection.dataflow import View
-from poolkit.inspection.operations import Pooling, recognise
+from poolkit.inspection.operations import (
+    CONVOLUTIONS,
+    Call,
+    Pooling,
+    recognise,
+    recognise_convolution,
+)
 from poolkit.inspection.poolkit_calls import from_poolkit, is_poolkits, named
 
-_LIBRARIES = {Path(torch.__file__).parent, Path(__file__).parent.parent}
-_EXAMPLES = Path(__file__).parent.parent / "examples"
+_LIBRARIES = tuple(f"{Path(home).parent}{os.sep}" for home in (torch.__file__, poolkit.__file__))
+_EXAMPLES = f"{Path(poolkit.__file__).parent / 'examples'}{os.sep}"
+
+
+#: Calls that hand values on as they are: the next call reads what the one before has made.
+_HANDS_ON = {
+    "flatten", "view", "reshape", "unflatten", "permute", "transpose", "swapaxes", "swapdims",
+    "movedim", "squeeze", "unsqueeze", "contiguous", "clone", "detach", "alias", "lift_fresh_copy",
+    "to", "_to_copy", "type", "float", "double", "half", "bfloat16", "requires_grad_", "dropout",
+    "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "identity",
+}  # fmt: skip
+#: Arguments that the flags look at, of calls that are no poolings.
+_LOOKED_AT = {"pad": ("pad", "mode", "value"), "constant_pad_nd": ("pad", "value"), **CONVOLUTIONS}
+
+
+@dataclass(eq=False)
+class Step:
+    """One call of the model, with the calls that it reads from and that read from it.
+
+    ``arguments`` are those of a pooling, of a convolution and of a padding.
+    """
+
+    name: str
+    operation: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    producers: list[Step] = field(default_factory=list)
+    consumers: list[Step] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """``features.0 (conv2d)``."""
+        return f"{self.name} ({self.operation})" if self.name else self.operation
+
+    def reads(self, producers: Sequence[Step]) -> Step:
+        """This step, joined to those that made its inputs."""
+        for producer in dict.fromkeys(producers):
+            self.producers.append(producer)
+            producer.consumers.append(self)
+        return self
 
 
 @dataclass
@@ -39,6 +85,7 @@ class TracedPooling:
     input: torch.Tensor
     output: torch.Tensor
     layout: str = "contiguous"
+    step: Step = field(default_factory=lambda: Step("", ""))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -51,18 +98,24 @@ class TracedPooling:
 
 
 def trace(
-    model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    inputs: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    convolutions: bool = False,
 ) -> tuple[list[TracedPooling], Any]:
     """Run ``model(*inputs, **kwargs)`` and return its poolings, in order, and its output.
 
-    The model runs once, without gradients, in the mode it is in. Raises PoolError, with the
-    shapes and the first line of the exception, if the model does.
+    With ``convolutions``, those that have a stride are among them. The model runs once, without
+    gradients, in the mode it is in. Raises PoolError, with the shapes and the first line of the
+    exception, if the model does.
     """
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, convolutions)
     for value in tensors_in((tuple(inputs), dict(kwargs or {}))):
         recorder.see_input(value)
     with torch.no_grad(), recorder.hooks(), recorder:
         output = run_model(model, inputs, kwargs)
+    recorder.see_output(output)
     return recorder.found, output
 
 
@@ -98,10 +151,13 @@ class _Recorder(TorchFunctionMode):
     which kernel they choose inside is not the model's business.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, convolutions: bool) -> None:
         super().__init__()
+        self.model = model
+        self.convolutions = convolutions
         self.found: list[TracedPooling] = []
         self.views: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.steps: WeakIdKeyDictionary = WeakIdKeyDictionary()  # which made each tensor
         self.stack: list[nn.Module] = []
         self.names: dict[int, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
@@ -109,6 +165,7 @@ class _Recorder(TorchFunctionMode):
         self.inside_poolkit = 0
 
     def see_input(self, x: torch.Tensor) -> None:
+        self.steps[x] = Step("", "input")
         view = dataflow.of_input(x)
         if view is not None:
             self.views[x] = view
@@ -125,22 +182,53 @@ class _Recorder(TorchFunctionMode):
         views = [v for t in tensors_in((args, kwargs)) if (v := self.views.get(t)) is not None]
         view = dataflow.join(views)
         dims = view.dims if view is not None and view.features else ()
-        pooling = recognise(func, args, kwargs, dims)
-        before = self._snapshot(args[0]) if pooling is not None else None
+        pooling, call = recognise(func, args, kwargs, dims), Call.of(func, args, kwargs)
+        if pooling is None and self.convolutions:
+            pooling = recognise_convolution(call)
+        before = self._snapshot(call.args[0]) if pooling is not None else None
+        made_by = self._producers(call.args, call.kwargs)
         out = func(*args, **kwargs)
         if pooling is not None and before is not None:
-            self._record(pooling, args[0], before, out)
-        elif view is not None:
-            self._follow(getattr(func, "__name__", ""), args, kwargs, view, out)
+            self._record(pooling, call.args[0], before, out)
+        else:
+            self._link(call, made_by, out)
+            if view is not None:
+                self._follow(call, view, out)
         return out
 
-    def _follow(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], view: View, out: Any
-    ) -> None:
+    def _follow(self, call: Call, view: View, out: Any) -> None:
         for tensor in tensors_in(out):
-            after = dataflow.after_call(name, args, kwargs, view, tensor)
+            after = dataflow.after_call(call, view, tensor)
             if after is not None:
                 self.views[tensor] = after
+
+    def _producers(self, *values: Any) -> list[Step]:
+        return [step for t in tensors_in(values) if (step := self.steps.get(t)) is not None]
+
+    def _link(self, call: Call, made_by: list[Step], out: Any) -> None:
+        """Note which call made ``out``, and from what."""
+        results = list(tensors_in(out))
+        if not results or not made_by:
+            return  # a question about a shape, or something about a parameter
+        if call.name in _HANDS_ON:
+            step = made_by[0]
+        else:
+            names = _LOOKED_AT.get(call.name)
+            given = call.bound(*names) if names else {}
+            step = Step(self._place()[0][0], call.name.rstrip("_"), given).reads(made_by)
+        for tensor in results:
+            self.steps[tensor] = step
+
+    def _place(self) -> tuple[list[str], nn.Module | None, str]:
+        """Names of the module that runs now, itself, and the line of the model that runs."""
+        module = self.stack[-1] if self.stack else None
+        names = self.names.get(id(module), [""]) if module is not None else [""]
+        return names, module, ""
+
+    def see_output(self, output: Any) -> None:
+        made_by = self._producers(output)
+        if made_by:
+            Step("", "output").reads(made_by)
 
     def _snapshot(self, x: torch.Tensor) -> torch.Tensor:
         # A copy, because a later in-place operation may overwrite the input; detach().clone()
@@ -151,23 +239,26 @@ class _Recorder(TorchFunctionMode):
         first = next(tensors_in(out))
         view = self.views.get(x) or dataflow.of_input(x, pooling.spatial_rank)
         after = None if view is None else dataflow.after_pooling(pooling, view, before, first)
-        if after is not None:
-            for tensor in tensors_in(out):
+        names, module, source = self._place()
+        step = Step(names[0], pooling.operation, pooling.arguments, pooling)
+        step.reads(self._producers(x))
+        for tensor in tensors_in(out):
+            self.steps[tensor] = step
+            if after is not None:
                 self.views[tensor] = after
-        module = self.stack[-1] if self.stack else None
-        names = self.names.get(id(module), [""]) if module is not None else [""]
-        is_layer = module is not None and is_pooling_module(module)
+        is_layer = module is not None and is_layer_of(module, pooling)
         self.found.append(
             TracedPooling(
                 pooling=pooling,
                 name=names[0],
                 module=module if is_layer else None,
                 aliases=tuple(names[1:]) if is_layer else (),
-                source="" if is_layer else _calling_line(),
+                source=source or _calling_line(),
                 view=after,
                 input=before,
                 output=first.detach().clone(),
                 layout=layout_of(before),
+                step=step,
             )
         )
 
@@ -242,8 +333,10 @@ class _Recorder(TorchFunctionMode):
             view = dataflow.join(
                 v for t in tensors_in(args) if (v := self.views.get(t)) is not None
             )
+            call = Call(type(module).__name__, tuple(args), {})
+            self._link(call, self._producers(args), output)
             if view is not None:
-                self._follow("", args, {}, view, output)
+                self._follow(call, view, output)
         self.stack.pop()
 
     def _record_module(self, pooling: Pooling, args: Sequence[Any], output: Any) -> None:
@@ -254,6 +347,13 @@ class _Recorder(TorchFunctionMode):
 
 def _no_shortcut(*arguments: Any) -> None:
     """Leave the call to the usual way."""
+
+
+def is_layer_of(module: nn.Module, pooling: Pooling) -> bool:
+    """Whether a module is nothing but the pooling, or the convolution, that it was seen to run."""
+    if pooling.is_convolution:
+        return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return is_pooling_module(module)
 
 
 def is_pooling_module(module: nn.Module) -> bool:
@@ -279,9 +379,9 @@ def _calling_line() -> str:
     """``net.py:42``: the nearest line that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if _EXAMPLES in path.parents or not _LIBRARIES & set(path.parents):
-            return f"{path.name}:{frame.f_lineno}"
+        path = frame.f_code.co_filename
+        if path.startswith(_EXAMPLES) or not path.startswith(_LIBRARIES):
+            return f"{Path(path).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 

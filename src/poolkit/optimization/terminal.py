@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
-from poolkit.inspection.report import human_ms
 from poolkit.inspection.terminal import plain_table
+from poolkit.inspection.wording import human_ms
 from poolkit.optimization.report import OptimizeReport
 
 _STYLES = {"swapped": "bold green", "kept": "yellow", "skipped": "dim"}
