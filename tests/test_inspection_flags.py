@@ -200,13 +200,9 @@ def test_outliers_are_not_ready_for_int8():
 
     x = torch.rand(1, 4, 16, 16)
     assert "int8" not in flags(Spiked(), x)
-    x[0, 0, 0, 0] = -2000.0
-    x[0, 1, 0, 0] = 1000.0
-    found = look(Spiked(), x)[0].flags
-    # The outlier is right; relative to all of its energy the rest is nothing.
-    assert "int8" not in {flag.kind for flag in found}
-    x[0, 0, 0, 0], x[0, 1, 0, 0] = 0, 20.0
-    assert "int8" in flags(Spiked(), x * (x < 0.2) + 20 * (x == 20))
+    x[0, 0, 0, 0] = 100
+    # Of 255 steps from 0 to 100 one is 0.39, and a typical average is 0.5.
+    assert flags(Spiked(), x)["int8"].text.endswith("few large ones take the range.")
 
 
 def test_a_strided_convolution_with_gaps():
