@@ -39,8 +39,8 @@ EXAMPLES = {
     "overhang": (
         lambda x: F.max_pool2d(x, (3, 2), ceil_mode=True),
         lambda x: F.max_pool2d(x, 2, ceil_mode=True),
-        "ceil_mode: the last window along the rows hangs over the end by 1 of 3, so its value is "
-        "made from fewer inputs.",
+        "ceil_mode: the last windows hang over the end by 1 of 3 rows, so their values are made "
+        "from fewer inputs.",
     ),
     "counts-padding": (
         lambda x: F.avg_pool2d(x, 3, 1, 1),

@@ -62,8 +62,8 @@ class Subsampled:
     channelwise: bool = True
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        for axis, spans in enumerate(self.window.axes(tuple(x.shape[2:])), 2):
-            middle = spans.begin + (spans.count.clip(1) - 1) // 2 * spans.step
+        for axis, centres in enumerate(centres_of(self.window, tuple(x.shape[2:])), 2):
+            middle = np.floor(centres).clip(0, x.shape[axis] - 1).astype(np.int64)
             x = x.index_select(axis, torch.from_numpy(middle))
         return x
 
@@ -170,6 +170,15 @@ def dense(window: Window, shape: tuple[int, ...]) -> Sliding:
     return Sliding(tuple(spans.taps for spans in window.axes(shape)), stride=1)
 
 
+def centres_of(window: Window, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The input coordinate of the centre of each output, along each axis."""
+    if isinstance(window, Sliding):
+        fields = window.receptive_field(shape)
+        counts = window.output_shape(shape)
+        return [f.offset + f.jump * np.arange(n) for f, n in zip(fields, counts, strict=True)]
+    return [s.begin + (s.count - 1) * s.step / 2 for s in window.axes(shape)]
+
+
 def is_mean(reduction: Reduction) -> bool:
     return isinstance(inner_of(reduction), Mean)
 
@@ -206,9 +215,10 @@ def misdivided(reduction: Reduction, window: Window, shape: tuple[int, ...]) -> 
     return float((divisors != counts).mean()) if counts.size else None
 
 
-def as_maps(pooling: Pooling, x: torch.Tensor) -> torch.Tensor | None:
-    """The input of a call as (batch, channels, *space), whatever axes it reduces; None if it has
-    no such form.
+def as_maps(pooling: Pooling, x: torch.Tensor, is_output: bool = False) -> torch.Tensor | None:
+    """The input or output of a call as (batch, channels, *space), whatever axes it reduces.
+
+    None if it has no such form, as the joined grids of a pyramid.
 
     >>> as_maps(Pooling("mean", {"dim": (1,), "keepdim": False}), torch.zeros(2, 7, 3)).shape
     torch.Size([2, 3, 7])
@@ -216,9 +226,14 @@ def as_maps(pooling: Pooling, x: torch.Tensor) -> torch.Tensor | None:
     n = pooling.spatial_rank
     if pooling.is_reduction:
         dims = pooling.arguments["dim"]
-        x = x.permute(*(axis for axis in range(x.ndim) if axis not in dims), *dims)
+        if is_output and not pooling.arguments["keepdim"]:
+            x = x.reshape(*x.shape, *[1] * n)
+        else:
+            x = x.permute(*(axis for axis in range(x.ndim) if axis not in dims), *dims)
     elif pooling.arguments.get("channels_last"):
         x = x.movedim(-1, -n - 1)
+    if pooling.operation == "pool" and is_output and pooling.arguments["window"].joined:
+        return None
     if x.ndim < n or not 1 <= n <= 3:
         return None
     if x.ndim < n + 2:

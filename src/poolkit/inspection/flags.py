@@ -116,18 +116,21 @@ def overhangs(of: Subject) -> Iterator[Flag]:
     n = len(of.shape)
     kernel, stride, dilation = of.window.sizes(n)
     pads, outputs = of.window.pads(n) or ((0, 0),) * n, of.window.output_shape(of.shape)
+    hanging = []
     for axis, size in enumerate(of.shape):
         reach = (kernel[axis] - 1) * dilation[axis] + 1
         end = (outputs[axis] - 1) * stride[axis] - pads[axis][0] + reach
-        over = end - size - pads[axis][1]
-        if over > 0:
-            yield Flag(
-                "overhang", "note",
-                f"ceil_mode: the last window along the {_along(axis, of)} hangs over the end by "
-                f"{over} of {reach}, so its value is made from fewer inputs.",
-                f"Where a runtime has no ceil_mode, pad the end by {over}; for other sizes of "
-                "input the overhang differs.",
-            )  # fmt: skip
+        if (over := end - size - pads[axis][1]) > 0:
+            hanging.append((f"{over} of {reach} {_along(axis, of)}", over))
+    if hanging:
+        beyond, amounts = (list(values) for values in zip(*hanging, strict=True))
+        yield Flag(
+            "overhang", "note",
+            f"ceil_mode: the last windows hang over the end by {' and '.join(beyond)}, so their "
+            "values are made from fewer inputs.",
+            f"Where a runtime has no ceil_mode, pad the end by {' and '.join(map(str, amounts))}; "
+            "for other sizes of input the overhang differs.",
+        )  # fmt: skip
 
 
 @rule

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from poolkit.errors import PoolTypeError
-from poolkit.inspection.layers import record_of
-from poolkit.inspection.pictures import feature_maps, first_image
+from poolkit.inspection.layers import pictures_of, record_of
+from poolkit.inspection.pictures import first_image, side_for
 from poolkit.inspection.records import LayerRecord, Sample
 from poolkit.inspection.report import Report
 from poolkit.inspection.trace import TracedPooling, describe_tensor, run_model, tensors_in, trace
@@ -123,14 +123,10 @@ def records_of(
         tell(traced.name or traced.pooling.operation, index, len(found))
         which = _which(traced)
         ran[which] += 1
-        layers.append(record_of(index, traced, ran[which], runs[which], seconds, losses))
-        if pictures and not traced.pooling.is_convolution:
-            x, out, n = traced.input, traced.output, traced.pooling.spatial_rank
-            if traced.pooling.is_reduction:
-                dims = traced.pooling.arguments["dim"]
-                order = [axis for axis in range(x.ndim) if axis not in dims]
-                x = x.permute(*order, *dims)
-            layers[-1].pictures = feature_maps(x, out, n)
+        row = record_of(index, traced, ran[which], runs[which], seconds, losses)
+        if pictures:
+            row.pictures = pictures_of(traced, side_for(len(found)))
+        layers.append(row)
     return layers
 
 

@@ -23,7 +23,8 @@ from poolkit.inspection.flags import dead_channels, flags_of
 from poolkit.inspection.measures import measure
 from poolkit.inspection.memory import saved_for_backward
 from poolkit.inspection.operations import Pooling
-from poolkit.inspection.records import LayerRecord
+from poolkit.inspection.pictures import gradient_picture, layer_pictures
+from poolkit.inspection.records import LayerPictures, LayerRecord
 from poolkit.inspection.trace import TracedPooling, describe_tensor
 from poolkit.reductions import Mean, inner_of
 from poolkit.timing import compare, interleave, within
@@ -75,6 +76,21 @@ def record_of(
     row.flags = flags_of(pooling, traced.step, layer, maps)
     _time(row, traced, seconds)
     return row
+
+
+def pictures_of(traced: TracedPooling, side: int) -> LayerPictures | None:
+    """The pictures of one pooling, of maps up to ``side``."""
+    pooling = traced.pooling
+    layer, x = downsampling_of(pooling), as_maps(pooling, traced.input)
+    after = as_maps(pooling, traced.output, is_output=True)
+    if x is None or after is None or after.ndim != x.ndim:
+        return None
+    found = layer_pictures(x, after, layer, side)
+    if found is not None and layer is not None:
+        gradient = gradient_picture(layer, x, side)
+        if gradient is not None:
+            found.gradient, found.gradient_range = gradient
+    return found
 
 
 def _describe_window(row: LayerRecord, layer: Downsampling, shape: tuple[int, ...]) -> None:

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from poolkit.inspection.downsampling import Downsampling, yardsticks
+from poolkit.inspection.downsampling import Downsampling, centres_of, yardsticks
 from poolkit.inspection.records import Loss, Spectrum
-from poolkit.windows import Sliding, Spans, Window
+from poolkit.windows import Spans, Window
 
 #: Values of a layer's input that are measured; maps are never cut, so one may be larger.
-SAMPLE = 2**15
+SAMPLE = 2**14
 _MOST_PHASES, _MOST_SHIFTS, _MOST_PLACES = 64, 3, 16
 _EQUATIONS = 20  # at least so many for each unknown, or the fit is to noise
 
@@ -103,21 +103,20 @@ class Upsampling:
 
     Each input position is predicted from the output whose centre is nearest and its neighbours
     (3 along each axis; in three dimensions without diagonals), with weights that depend only on
-    where it lies relative to that centre: a transposed convolution of what differs from the mean,
-    fitted by least squares to this very tensor, as the orthogonal projection in Unser, "Sampling -
-    50 years after Shannon" (2000). Where there are many such places (a global pooling) or few
-    values, only the nearest output counts, in the end with one weight for all. ``r2`` is
-    1 - residual / variance within the maps: 1 where nothing is lost, 0 where the mean of each map
-    says as much. Constant maps lose nothing.
+    where it lies relative to that centre: a transposed convolution, fitted by least squares to this
+    very tensor, as the orthogonal projection in Unser, "Sampling - 50 years after Shannon" (2000).
+    The mean of each map is taken as known, so that only what is spatial counts. Where there are
+    many such places (a global pooling) or few values, only the nearest output counts, in the end
+    with one weight for all. ``r2`` is 1 - residual / variance within the maps: 1 where nothing is
+    lost, 0 where the mean of each map says as much. Constant maps lose nothing.
     """
 
     r2: float
-    nearest: tuple[torch.Tensor, ...]
+    nearest: list[torch.Tensor]
     phase: torch.Tensor
     weights: torch.Tensor
     reaches: list[tuple[int, ...]]
-    mean: float
-    level: float
+    level: torch.Tensor
 
     @classmethod
     def fit(cls, x: torch.Tensor, y: torch.Tensor, window: Window) -> Upsampling:
@@ -129,92 +128,82 @@ class Upsampling:
         1.0
         """
         shape, n = tuple(x.shape[2:]), x.ndim - 2
-        places = [
-            _places(size, centres)
-            for size, centres in zip(shape, centres_of(window, shape), strict=True)
-        ]
-        nearest = tuple(torch.from_numpy(near) for near, _ in places)
-        phase, phases = _combined([phase for _, phase in places])
+        nearest = nearest_outputs(window, shape)
+        phase, phases = _phases(window, shape, nearest)
         reaches = [r for r in product((-1, 0, 1), repeat=n) if n < 3 or sum(map(abs, r)) < 2]
         rows = x.numel() / max(phases, 1)
         if phases > _MOST_PHASES or rows < _EQUATIONS * len(reaches):
             reaches = [(0,) * n]
             if rows < _EQUATIONS:
                 phase, phases = torch.zeros_like(phase), 1
-        fitted = cls(0.0, nearest, phase, torch.zeros(0), reaches, float(y.mean()), float(x.mean()))
-        weights = fitted._least_squares(y, x, phases)
-        fitted = replace(fitted, weights=weights)
         spatial = tuple(range(2, x.ndim))
-        variance = float((x - x.mean(spatial, keepdim=True)).square().sum())
-        residual = float((x - fitted(y)).square().sum())
-        flat = variance <= 1e-24 * float(x.square().sum())
-        return replace(fitted, r2=1.0 if flat else max(0.0, 1 - residual / variance))
+        level = x.mean(spatial, keepdim=True)
+        flat = cls(1.0, nearest, phase, torch.zeros(phases, len(reaches)).to(x), reaches, level)
+        detail = x - level
+        variance = float(detail.square().sum())
+        if variance <= 1e-24 * float(x.square().sum()):
+            return flat
+        weights = flat._least_squares(y, detail.flatten(2))
+        fitted = replace(flat, weights=weights)
+        return replace(fitted, r2=1 - float((x - fitted(y)).square().sum()) / variance)
 
-    def _least_squares(self, y: torch.Tensor, x: torch.Tensor, phases: int) -> torch.Tensor:
-        columns = _columns(y - self.mean, self.nearest, self.reaches)
-        target = (x - self.level).flatten(2)
+    def _least_squares(self, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        columns = [*self._columns(y), target]
         # The moments of every position, then summed over the positions of one phase.
-        size = len(columns) + 1
-        moments = torch.zeros(phases, size, size, dtype=x.dtype)
+        phases, size = len(self.weights), len(columns)
+        moments = torch.zeros(phases, size, size, dtype=target.dtype)
         for part in torch.arange(target.shape[2]).split(2048):
-            table = torch.stack([c[..., part].flatten(0, 1) for c in (*columns, target)], 2)
-            table = table.transpose(0, 1)
+            table = torch.stack([c[..., part].flatten(0, 1) for c in columns], 2).transpose(0, 1)
             moments.index_add_(0, self.phase[part], table.transpose(1, 2) @ table)
         inverse = torch.linalg.pinv(moments[:, :-1, :-1], rtol=1e-12, hermitian=True)
         return (inverse @ moments[:, :-1, -1:])[..., 0]
 
     def __call__(self, y: torch.Tensor) -> torch.Tensor:
         """``y`` brought back up to the input's shape."""
-        columns = _columns(y - self.mean, self.nearest, self.reaches)
         weights = self.weights[self.phase]
-        up = torch.full_like(columns[0], self.level)
-        for index, column in enumerate(columns):
-            up += weights[:, index] * column
-        return up.unflatten(2, [len(near) for near in self.nearest])
+        up = torch.zeros((), dtype=y.dtype)
+        for index, column in enumerate(self._columns(y)):
+            up = up + weights[:, index] * column
+        return up.unflatten(2, [len(near) for near in self.nearest]) + self.level
+
+    def _columns(self, y: torch.Tensor) -> list[torch.Tensor]:
+        """For each position the outputs at ``reaches`` from the nearest, less the mean of their
+        map; borders repeat."""
+        y = y - y.mean(tuple(range(2, y.ndim)), keepdim=True)
+        found = []
+        for reach in self.reaches:
+            column = y
+            for axis, (near, step) in enumerate(zip(self.nearest, reach, strict=True), 2):
+                column = column.index_select(axis, (near + step).clamp(0, y.shape[axis] - 1))
+            found.append(column.flatten(2))
+        return found
 
 
-def _columns(
-    y: torch.Tensor, nearest: tuple[torch.Tensor, ...], reaches: list[tuple[int, ...]]
-) -> list[torch.Tensor]:
-    """For each input position the outputs at ``reaches`` from the nearest; borders repeat."""
+def nearest_outputs(window: Window, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """For each position along each axis the output whose centre is nearest; of two, the first."""
     found = []
-    for reach in reaches:
-        column = y
-        for axis, (near, step) in enumerate(zip(nearest, reach, strict=True), 2):
-            column = column.index_select(axis, (near + step).clamp(0, y.shape[axis] - 1))
-        found.append(column.flatten(2))
+    for size, centres in zip(shape, centres_of(window, shape), strict=True):
+        position = np.arange(size)
+        right = np.searchsorted(centres, position).clip(0, len(centres) - 1)
+        left = (right - 1).clip(0)
+        closer = np.abs(position - centres[left]) <= np.abs(position - centres[right])
+        found.append(torch.from_numpy(np.where(closer, left, right)))
     return found
 
 
-def centres_of(window: Window, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """The input coordinate of the centre of each output, along each axis."""
-    if isinstance(window, Sliding):
-        fields = window.receptive_field(shape)
-        counts = window.output_shape(shape)
-        return [f.offset + f.jump * np.arange(n) for f, n in zip(fields, counts, strict=True)]
-    return [s.begin + (s.count - 1) * s.step / 2 for s in window.axes(shape)]
-
-
-def _places(size: int, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each position the nearest centre, and the number of its place relative to it."""
-    position = np.arange(size)
-    right = np.searchsorted(centres, position).clip(0, len(centres) - 1)
-    left = (right - 1).clip(0)
-    closer = np.abs(position - centres[left]) <= np.abs(position - centres[right])
-    near = np.where(closer, left, right)
-    gap = float(np.diff(centres).max()) / 2 if len(centres) > 1 else size
-    # Beyond the outermost centres places are further away than any between two: one for all.
-    away = np.round(2 * (position - centres[near]).clip(-gap, gap))
-    return near, np.unique(away, return_inverse=True)[1]
-
-
-def _combined(places: list[np.ndarray]) -> tuple[torch.Tensor, int]:
-    """One number for the places along all axes, for each position of the flattened map."""
+def _phases(
+    window: Window, shape: tuple[int, ...], nearest: list[torch.Tensor]
+) -> tuple[torch.Tensor, int]:
+    """Where each position of the flattened map lies relative to its nearest centre, as a number,
+    and how many such places there are."""
     phase, phases = np.zeros(1, dtype=np.int64), 1
-    for along in places:
-        count = int(along.max()) + 1
-        phase = (phase[:, None] * count + along).reshape(-1)
-        phases *= count
+    for size, centres, near in zip(shape, centres_of(window, shape), nearest, strict=True):
+        gap = float(np.diff(centres).max()) / 2 if len(centres) > 1 else size
+        # Beyond the outermost centres places are further away than any between two: one for all.
+        away = np.round(2 * (np.arange(size) - centres[near.numpy()]).clip(-gap, gap))
+        places, along = np.unique(away, return_inverse=True)
+        phase = (phase[:, None] * len(places) + along).reshape(-1)
+        phases *= len(places)
     return torch.from_numpy(phase), phases
 
 
@@ -334,35 +323,41 @@ def _along(axis: int, ndim: int, values: torch.Tensor) -> torch.Tensor:
     return values.reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
-def spectrum(layer: Downsampling, x: torch.Tensor, bins: int = 24) -> Spectrum | None:
-    """The radial spectra of the input and of what the layer subsamples, for a picture."""
-    before, first = _radial(x, bins)
-    after, _ = _radial(layer.densely(x), bins)
-    largest = before.max().item()
+def spectrum(layer: Downsampling, x: torch.Tensor, rings: int = 24) -> Spectrum | None:
+    """The radial spectra of the input and of what the layer subsamples, for a picture: the mean
+    power in rings of equal width, at most ``rings`` of them. None for constant maps."""
+    size = max(x.shape[2:])
+    width = ceil(size / (2 * rings)) / size
+    before, after = (_radial(maps, width) for maps in (x, layer.densely(x)))
+    largest = float(before.max(initial=0))
     if largest <= 1e-20 * float(x.square().mean()):
         return None
     jumps = [seen.jump for seen in layer.window.receptive_field(tuple(x.shape[2:]))]
     return Spectrum(
-        frequency=[round(f, 4) for f in first],
+        frequency=[round((ring + 1) * width, 4) for ring in range(len(before))],
         before=[_significant(v / largest) for v in before.tolist()],
         after=[_significant(v / largest) for v in after.tolist()],
         nyquist=0.5 / max(jumps),
     )
 
 
-def _radial(x: torch.Tensor, bins: int) -> tuple[torch.Tensor, list[float]]:
+def _radial(x: torch.Tensor, width: float) -> np.ndarray:
+    """The mean power in rings around ``width``, twice it and so on, up to half a cycle."""
     power, frequencies = power_spectrum(x)
     squares = torch.zeros((), dtype=x.dtype)
     for axis, frequency in enumerate(frequencies):
         squares = squares + _along(axis, power.ndim, frequency.square())
-    radius = squares.expand(power.shape).sqrt().flatten()
-    index = (radius * 2 * bins).long()
-    inside = (index < bins) & (radius > 0)
-    total = torch.zeros(bins, dtype=x.dtype).index_add_(0, index[inside], power.flatten()[inside])
-    count = torch.zeros(bins, dtype=x.dtype).index_add_(
-        0, index[inside], torch.ones_like(radius[inside])
-    )
-    return total / count.clamp(min=1), [(i + 0.5) / (2 * bins) for i in range(bins)]
+    ring = (squares.expand(power.shape).sqrt().flatten() / width).round().long()
+    rings = max(1, int(0.5 / width))
+    inside = (ring >= 1) & (ring <= rings)
+    index, values = (ring[inside] - 1).numpy(), power.flatten()[inside].numpy()
+    total, count = np.bincount(index, values, rings), np.bincount(index, minlength=rings)
+    met = np.flatnonzero(count)
+    if not len(met):
+        return np.zeros(rings)
+    # A short map may have no frequency in some ring.
+    interpolated: np.ndarray = np.interp(np.arange(rings), met, total[met] / count[met])
+    return interpolated
 
 
 def _significant(value: float) -> float:

@@ -82,7 +82,9 @@ class LayerPictures:
     """The pictures of one layer, as PNGs, with the numbers that describe them.
 
     Attributes:
-        strip: rows for four channels; columns before, after, brought back up, difference.
+        strip: a row for each of up to four channels; ``columns`` says what stands side by side.
+            Before, after and brought back up have one scale, from ``low`` to ``high`` of the
+            channel; the difference has half of that range to either side of 0.
         channels: for each row its channel and the range, mean and difference of its values.
         shape: height and width of the map shown; ``whole`` is the map's, of which it is the middle.
         gradient: how often each input position gets gradient, averaged over channels.
@@ -90,6 +92,7 @@ class LayerPictures:
 
     strip: bytes = field(repr=False)
     strip_size: tuple[int, int]
+    columns: list[str]
     channels: list[ChannelRow]
     shape: tuple[int, int]
     whole: tuple[int, int]
@@ -100,15 +103,20 @@ class LayerPictures:
 
 @dataclass(frozen=True)
 class ChannelRow:
-    """The numbers of one row of a strip: of the whole map of this channel, in the first sample."""
+    """The numbers of one row of a strip: of the whole map of this channel, in the first sample.
+
+    ``after_channel`` is another one only where channels are mixed: the row then shows the channels
+    that vary most of each.
+    """
 
     channel: int
+    after_channel: int
     low: float
     high: float
     before_mean: float
     after_mean: float
-    difference: float
-    """Root of the mean square of what the way up and down has changed."""
+    difference: float | None
+    """Root mean square of what the way down and up again has changed; None without a way up."""
 
 
 @dataclass
@@ -194,7 +202,7 @@ class LayerRecord:
     spectrum: Spectrum | None = None
     flags: list[Flag] = field(default_factory=list)
     note: str = ""
-    pictures: list[Any] = field(default_factory=list, repr=False)
+    pictures: LayerPictures | None = field(default=None, repr=False)
 
     @property
     def is_pooling(self) -> bool:

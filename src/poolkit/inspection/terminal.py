@@ -14,8 +14,20 @@ try:
 except ModuleNotFoundError:
     raise MissingExtraError("rich", "inspect") from None
 
-from poolkit.inspection.records import LOOKED_FOR, Findings, LayerRecord
-from poolkit.inspection.wording import human_bytes, human_ms, human_shape, human_share
+from poolkit.inspection.records import (
+    LOOKED_FOR,
+    MEASURES,
+    YARDSTICKS,
+    Findings,
+    LayerRecord,
+)
+from poolkit.inspection.wording import (
+    human_bytes,
+    human_measure,
+    human_ms,
+    human_shape,
+    human_share,
+)
 
 #: Below this many columns the operation goes under the layer's name.
 _WIDE = 104
@@ -30,6 +42,12 @@ def lines(report: Findings, width: int = 120) -> Iterator[RenderableType]:
         return
     yield _table(report, width >= _WIDE)
     yield Text("")
+    if any(layer.loss for layer in report.layers):
+        yield _losses(report)
+        yield Text("")
+    if report.flagged:
+        yield from _flags(report)
+        yield Text("")
     yield from _summary(report)
     if report.accuracy:
         yield Text("")
@@ -109,6 +127,43 @@ def _summary(report: Findings) -> Iterator[Text]:
             f"When training it keeps {human_bytes(torch_saved)} for backward in torch, "
             f"{human_bytes(poolkit_saved)} in poolkit."
         )
+
+
+def _losses(report: Findings) -> Table:
+    """What is lost, each layer beside average, max and subsampling with the same window."""
+    table = plain_table("what is lost")
+    for _, title, _ in MEASURES:
+        table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    table.add_column(f"beside it, with the same window: {', '.join(YARDSTICKS)}", style="dim")
+    for layer in report.layers:
+        if layer.loss is not None:
+            table.add_row(
+                Text(layer.name or "(model)", style="bold"),
+                *(human_measure(getattr(layer.loss, key)) for key, _, _ in MEASURES),
+                _beside(layer),
+            )
+    return table
+
+
+def _beside(layer: LayerRecord) -> str:
+    """The first three measures of the yardsticks: ``R² .91 .60 .72``."""
+    told = []
+    for key, word in (("reconstruction", "R²"), ("shift_error", "shift"), ("aliasing", "alias")):
+        values = [getattr(layer.yardsticks[name], key) for name in YARDSTICKS]
+        told.append(f"{word} {' '.join('–' if v is None else f'{v:.2f}' for v in values)}")
+    return "   ".join(told)
+
+
+_STYLES = {"wrong": "bold red", "waste": "yellow", "note": "blue"}
+
+
+def _flags(report: Findings) -> Iterator[Text]:
+    for layer in report.flagged:
+        for flag in layer.flags:
+            yield Text.assemble(
+                (layer.name or "(model)", "bold"), "  ", (flag.severity, _STYLES[flag.severity]),
+                f"  {flag.text} ", (flag.fix, "italic"),
+            )  # fmt: skip
 
 
 def _accuracy(report: Findings) -> Table:

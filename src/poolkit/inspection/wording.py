@@ -59,3 +59,12 @@ def human_count(count: int, noun: str, plural: str = "") -> str:
     ('1 layer', '3 layers', '2 axes')
     """
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def human_measure(value: float | None) -> str:
+    """A measure of what is lost, to three places.
+
+    >>> human_measure(0.12345), human_measure(1.0), human_measure(None)
+    ('0.123', '1.000', '–')
+    """
+    return "–" if value is None else f"{value:.3f}"
