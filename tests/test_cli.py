@@ -33,6 +33,13 @@ class Net(nn.Module):
 def net():
     return Net()
 
+class Twice(Net):
+    def forward(self, x):
+        return self.pool(self.pool(self.conv(x))).mean((2, 3))
+
+def pooled_twice():
+    return Twice()
+
 def with_inputs():
     return Net(), torch.zeros(1, 3, 10, 10)
 
@@ -98,6 +105,26 @@ def test_inspect_writes_table_page_and_json(capsys):
     assert data["model"] == "net"
     assert [layer["operation"] for layer in data["layers"]] == ["max_pool2d", "mean"]
     assert data["layers"][1]["source"].startswith("net.py:")
+
+
+def test_two_reports_are_compared(capsys):
+    for name, factory in (("a", "net"), ("b", "pooled_twice")):
+        run(
+            "inspect",
+            f"net.py:{factory}",
+            "--input",
+            "a.png",
+            "--json",
+            f"{name}.json",
+            "--seconds",
+            0,
+        )
+    capsys.readouterr()
+    assert run("inspect", "--diff", "a.json", "b.json", "--json", "diff.json") == 0
+    out = capsys.readouterr().out
+    assert "net → pooled_twice" in out
+    assert "+ pool-2 is new" in out
+    assert json.loads(Path("diff.json").read_text(encoding="utf-8"))["added"] == ["pool-2"]
 
 
 def test_example_inputs_of_the_factory(capsys):
@@ -172,7 +199,7 @@ ERRORS = {
     "no colon": (("net.py",), "MODEL is file.py:factory or package.module:factory, got 'net.py'"),
     "no file": (("no.py:net",), "there is no file no.py"),
     "no module": (("nowhere:net",), "nowhere cannot be imported: No module named 'nowhere'"),
-    "no factory": (("net.py:nett",), "net.py has no 'nett'; it has Net, net, with_inputs"),
+    "no factory": (("net.py:nett",), "net.py has no 'nett'; it has Net, net, Twice"),
     "not a function": (("net.py:number",), "net.py:number is a int, not a function"),
     "not a model": (("net.py:not_a_model",), "net.py:not_a_model returned int"),
     "factory raises": (("net.py:broken",), "net.py:broken raised: RuntimeError: no weights."),
@@ -195,6 +222,11 @@ ERRORS = {
         "cannot write no/r.html: there is no folder no",
     ),
     "a folder": (("net.py:with_inputs", "--json", "."), "cannot write .: it is a folder"),
+    "no report": (("--diff", "a.json", "b.json"), "there is no file a.json"),
+    "diff of a model": (
+        ("net.py:net", "--diff", "a.json", "b.json"),
+        "--diff compares two reports, without a MODEL, --input or --output.",
+    ),
     "input without model": (("--input", "a.png"), "--input needs a MODEL"),
     "unknown option": (("--speed",), "Unknown option: --speed."),
     "too many": (("net.py:net", "other"), "Unused Tokens: ['other']."),

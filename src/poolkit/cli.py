@@ -57,9 +57,23 @@ def inspect(
     output: Annotated[Path | None, Parameter(help="Write the report as one HTML file.")] = None,
     json: _Json = None,
     seconds: _Seconds = 0.4,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        Parameter(
+            negative="",
+            help="Instead of a model, two reports written with --json: say what changed from the "
+            "first to the second.",
+        ),
+    ] = None,
 ) -> int:
     """Find every pooling that a model runs, and say what each costs and what it loses."""
     _check_targets(output, json)
+    if diff is not None:
+        if model is not None or input or output is not None:
+            raise PoolValueError(
+                "--diff compares two reports, without a MODEL, --input or --output"
+            )
+        return _diff(*diff, json)
     network, inputs, name = _subject(model, input)
     from poolkit.files import write_whole
     from poolkit.inspection import inspect as run_inspection
@@ -81,6 +95,19 @@ def inspect(
         console.print(f"Report: {output}", soft_wrap=True, highlight=False, markup=False)
     if json is not None:
         write_whole(json, report.to_json())
+        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _diff(before: Path, after: Path, json: Path | None) -> int:
+    from poolkit.files import write_whole
+    from poolkit.inspection.diff import diff, load
+
+    found = diff(load(before), load(after))
+    console = _console()
+    console.print(str(found), markup=False, soft_wrap=True)
+    if json is not None:
+        write_whole(json, found.to_json())
         console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
     return 0
 

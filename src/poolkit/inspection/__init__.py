@@ -9,8 +9,19 @@
 [('1', '2×2', [1, 4, 4, 4])]
 """
 
+from poolkit.inspection.diff import ReportDiff, diff
 from poolkit.inspection.inspector import inspect
 from poolkit.inspection.records import AccuracyRecord, Flag, LayerRecord, Loss, Photograph
 from poolkit.inspection.report import Report
 
-__all__ = ["AccuracyRecord", "Flag", "LayerRecord", "Loss", "Photograph", "Report", "inspect"]
+__all__ = [
+    "AccuracyRecord",
+    "Flag",
+    "LayerRecord",
+    "Loss",
+    "Photograph",
+    "Report",
+    "ReportDiff",
+    "diff",
+    "inspect",
+]

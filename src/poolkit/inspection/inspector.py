@@ -118,12 +118,14 @@ def records_of(
     """The record of each pooling that ran, in order."""
     runs = Counter(map(_which, found))
     ran: Counter[Any] = Counter()
-    layers = []
+    layers: list[LayerRecord] = []
     for index, traced in enumerate(found):
         tell(traced.name or traced.pooling.operation, index, len(found))
         which = _which(traced)
         ran[which] += 1
         row = record_of(index, traced, ran[which], runs[which], seconds, losses)
+        if row.id in (other.id for other in layers):  # names that only punctuation tells apart
+            row.id += f"-{index}"
         if pictures:
             row.pictures = pictures_of(traced, side_for(len(found)))
         layers.append(row)

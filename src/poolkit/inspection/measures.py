@@ -278,14 +278,15 @@ def aliasing(layer: Downsampling, x: torch.Tensor) -> float:
 
     A pooling is a dense one, with stride 1, of which every jump-th value is kept. Frequencies of
     the dense result above 1 / (2 jump) along any axis come back as others that were not there
-    (Shannon 1949; Zhang 2019 for poolings). Means do not count, and the borders of longer maps
-    are faded out (Hann), so that they are no edge.
+    (Shannon 1949; Zhang 2019 for poolings). The mean of a map does not count, and maps are
+    continued by their mirror image, so that their borders are no edges (the cosine transform of
+    Ahmed, Natarajan and Rao, 1974): of small maps most of a Fourier spectrum is those edges.
 
     >>> from poolkit.inspection.downsampling import Pooled, Subsampled
     >>> from poolkit import Mean, Sliding
     >>> x = torch.tensor([1.0, -1.0] * 8).reshape(1, 1, 16)
-    >>> aliasing(Subsampled(Sliding(2)), x), aliasing(Pooled(Sliding(2), Mean()), x)
-    (1.0, 0.0)
+    >>> aliasing(Subsampled(Sliding(2)), x) > 0.95, aliasing(Pooled(Sliding(2), Mean()), x)
+    (True, 0.0)
     """
     power, frequencies = power_spectrum(layer.densely(x))
     jumps = [seen.jump for seen in layer.window.receptive_field(tuple(x.shape[2:]))]
@@ -302,20 +303,15 @@ def aliasing(layer: Downsampling, x: torch.Tensor) -> float:
 def power_spectrum(x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Mean power of (batch, channels, *space) at each frequency, and the frequencies by axis.
 
-    Without the mean of each map. Frequencies are in cycles per position, -0.5 to 0.5.
+    Of each map without its mean, continued by its mirror image. Frequencies are in cycles per
+    position, -0.5 to 0.5.
     """
-    shape = x.shape[2:]
-    taper = torch.ones((), dtype=x.dtype)
-    for axis, size in enumerate(shape):
-        window = torch.hann_window(size, dtype=x.dtype) if size >= 8 else torch.ones(size)
-        taper = taper * window.to(x.dtype).reshape(
-            [-1 if a == axis else 1 for a in range(x.ndim - 2)]
-        )
     dims = tuple(range(2, x.ndim))
-    mean = (x * taper).sum(dims, keepdim=True) / taper.sum()
-    spectrum = torch.fft.fftn((x - mean) * taper, dim=dims)
-    power = spectrum.abs().square().mean((0, 1)) / (prod(shape) * float(taper.square().sum()))
-    return power, [torch.fft.fftfreq(size, dtype=x.dtype) for size in shape]
+    x = x - x.mean(dims, keepdim=True)
+    for axis in dims:
+        x = torch.cat([x, x.flip(axis)], axis)
+    power = torch.fft.fftn(x, dim=dims).abs().square().mean((0, 1)) / prod(x.shape[2:]) ** 2
+    return power, [torch.fft.fftfreq(size, dtype=x.dtype) for size in x.shape[2:]]
 
 
 def _along(axis: int, ndim: int, values: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,16 @@ It knows the page, the terminal and the JSON, and none of them knows it: they dr
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolkit.files import write_whole
+from poolkit.inspection.diff import JSON_VERSION, ReportDiff, diff
 from poolkit.inspection.records import Findings, as_data
 
-#: The version of the JSON; it changes when a key changes its meaning or goes.
-JSON_VERSION = 2
+if TYPE_CHECKING:
+    from poolkit.inspection.board import Writer
 
 
 class Report(Findings):
@@ -55,3 +57,31 @@ class Report(Findings):
         path = Path(path)
         write_whole(path, render(self))
         return path
+
+    def diff(self, other: Report) -> ReportDiff:
+        """What changed from this report to ``other``."""
+        return diff(self.to_dict(), other.to_dict())
+
+    def to_tensorboard(self, writer: Writer, step: int = 0) -> None:
+        """Write figures, flags and pictures to a ``torch.utils.tensorboard.SummaryWriter``.
+
+        Args:
+            writer: anything with its ``add_scalar``, ``add_image`` and ``add_text``.
+            step: the step of training at which the model was inspected.
+
+        Raises:
+            PoolTypeError: ``writer`` has no such methods.
+        """
+        from poolkit.inspection.board import write
+
+        write(self, writer, step)
+
+    def _repr_html_(self) -> str:
+        """The page, for notebooks: in a frame of its own, so that neither styles the other."""
+        from poolkit.inspection.page import render
+
+        height = 760 if self.layers else 320
+        return (
+            f'<iframe srcdoc="{escape(render(self))}" sandbox="allow-scripts" width="100%" '
+            f'height="{height}" title="Pooling of {escape(self.model_name)}, inspected"></iframe>'
+        )
