@@ -196,7 +196,7 @@ def test_info_names_versions(capsys):
 
 
 ERRORS = {
-    "no colon": (("net.py",), "MODEL is file.py:factory or package.module:factory, got 'net.py'"),
+    "no colon": (("net.py",), "MODEL is file.py:factory, package.module:factory, or an "),
     "no file": (("no.py:net",), "there is no file no.py"),
     "no module": (("nowhere:net",), "nowhere cannot be imported: No module named 'nowhere'"),
     "no factory": (("net.py:nett",), "net.py has no 'nett'; it has Net, net, Twice"),

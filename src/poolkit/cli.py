@@ -20,8 +20,6 @@ from poolkit.errors import MissingExtraError, PoolError, PoolValueError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import nn
-
     from poolkit.inspection import Report
 
 app = App(
@@ -40,7 +38,8 @@ _Inputs = Annotated[
 _Model = Annotated[
     str | None,
     Parameter(help="file.py:factory or package.module:factory. The factory returns a "
-              "torch.nn.Module, or a tuple (module, example_inputs)."),
+              "torch.nn.Module, or a tuple (module, example_inputs). To inspect, also an .onnx "
+              "file, or a .pt2 file of torch.export."),
 ]  # fmt: skip
 _Json = Annotated[Path | None, Parameter(name="--json", help="Write the report as JSON too.")]
 _Seconds = Annotated[
@@ -331,7 +330,7 @@ def _check_targets(*paths: Path | None) -> None:
             check_writable(path)
 
 
-def _subject(where: str | None, paths: list[Path] | None) -> tuple[nn.Module, tuple[Any, ...], str]:
+def _subject(where: str | None, paths: list[Path] | None) -> tuple[Any, tuple[Any, ...], str]:
     """The model, its inputs and its name."""
     if where is None:
         if paths:
@@ -350,7 +349,7 @@ def _subject(where: str | None, paths: list[Path] | None) -> tuple[nn.Module, tu
             f"{where} comes without example inputs",
             "Give files with --input, or return (module, example_inputs) from the factory",
         )
-    return model, inputs, where.rpartition(":")[2]
+    return model, inputs, Path(where.rpartition(":")[2]).name
 
 
 def _add_lesson(report: Report) -> None:

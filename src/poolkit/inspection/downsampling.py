@@ -81,13 +81,19 @@ class Convolved:
     channelwise: bool = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        n = x.ndim - 2
-        _, stride, dilation = self.window.sizes(n)
-        pads = [side for pair in reversed(self.window.pads(n) or ()) for side in pair]
-        return self._run(F.pad(x, pads), stride, dilation)
+        _, stride, dilation = self.window.sizes(x.ndim - 2)
+        return self._run(self._padded(x), stride, dilation)
 
     def densely(self, x: torch.Tensor) -> torch.Tensor:
-        return self._run(x, 1, self.window.sizes(x.ndim - 2)[2])
+        kernel, _, dilation = self.window.sizes(x.ndim - 2)
+        fits = zip(x.shape[2:], kernel, dilation, strict=True)
+        if any(size <= (k - 1) * d for size, k, d in fits):
+            x = self._padded(x)  # it lives off its padding
+        return self._run(x, 1, dilation)
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        pads = reversed(self.window.pads(x.ndim - 2) or ())
+        return F.pad(x, [side for pair in pads for side in pair])
 
     def _run(self, x: torch.Tensor, stride: Any, dilation: Any) -> torch.Tensor:
         run = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]

@@ -36,12 +36,11 @@ def record_of(
 ) -> LayerRecord:
     """The record of one pooling, timed for ``seconds`` and, if ``losses``, measured."""
     pooling, x, out, view = traced.pooling, traced.input, traced.output, traced.view
-    module = traced.module is not None and not pooling.is_convolution
     row = LayerRecord(
         index=index,
         id=_slug(traced, call),
         name=traced.name,
-        kind="module" if module else pooling.kind,
+        kind=traced.kind,
         operation=pooling.operation,
         words=pooling.words(),
         window=pooling.window(),
@@ -118,15 +117,18 @@ def _kept(pooling: Pooling, x: torch.Tensor, out: torch.Tensor) -> float:
 
 def _slug(traced: TracedPooling, call: int) -> str:
     """A name for links that stays when other layers come and go: not the layer's number."""
-    words = traced.name if traced.module is not None else f"{traced.name}-{traced.step.operation}"
+    words = traced.name if traced.is_layer else f"{traced.name}-{traced.step.operation}"
     return re.sub(r"[^\w.]+", "-", words).strip("-") + (f"-{call}" if call > 1 else "")
 
 
 def _time(row: LayerRecord, traced: TracedPooling, seconds: float) -> None:
     pooling, x = traced.pooling, traced.input
     if pooling.is_convolution:
-        row.torch_saved = saved_for_backward(lambda leaf: pooling.in_torch(leaf)(), x)
-        row.torch_ms = _milliseconds(pooling.in_torch(x), seconds)
+        try:
+            row.torch_saved = saved_for_backward(lambda leaf: pooling.in_torch(leaf)(), x)
+            row.torch_ms = _milliseconds(pooling.in_torch(x), seconds)
+        except Exception as error:  # a padding that differs from side to side
+            row.note = f"not in torch: {next(iter(str(error).splitlines()), '')}"
         return
     try:
         ours = pooling.in_poolkit(x)

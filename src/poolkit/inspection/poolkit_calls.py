@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 import poolkit.nn
-from poolkit.inspection.operations import SIGNATURES, Pooling
-from poolkit.reductions import Lp, Max, Mean, Reduction
-from poolkit.windows import Adaptive, Global, Sliding, Window
+from poolkit.inspection.operations import SIGNATURES, Call, Pooling
+from poolkit.reductions import Lp, Max, Mean, Reduction, as_reduction
+from poolkit.windows import Adaptive, Global, Sliding, Window, as_window
 
 
 def named(
@@ -34,6 +34,14 @@ def named(
     if return_indices:
         arguments["return_indices"] = True
     return Pooling(f"{stem}{ndim}d", arguments)
+
+
+def from_operator(call: Call) -> Pooling | None:
+    """The pooling of a call of ``torch.ops.poolkit.pool``, as exported graphs have them."""
+    if call.name not in ("pool", "pool_positions", "pool_behind") or len(call.args) != 4:
+        return None
+    _, window, reduction, ndim = call.args
+    return named(as_window(window), as_reduction(reduction), ndim)
 
 
 def _in_torch(window: Window, reduction: Reduction) -> tuple[str, dict[str, Any]] | None:

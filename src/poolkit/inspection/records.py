@@ -126,7 +126,8 @@ class LayerRecord:
     Attributes:
         id: a stable name for links: of the module, or of the call and its place.
         name: qualified name of the module, or of the module in which the call stands.
-        kind: ``module``, ``function``, ``reduction`` or ``convolution``.
+        kind: ``module``, ``function``, ``reduction``, ``node`` (of an ONNX graph) or
+            ``convolution``.
         operation: torch's name of the function, as ``max_pool2d``.
         words, window: the same for readers: ``max`` and ``3×3, stride 2``.
         aliases: other names of the same module, where it is shared.

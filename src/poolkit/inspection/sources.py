@@ -14,21 +14,30 @@ import torch
 from torch import nn
 
 from poolkit.errors import MissingExtraError, PoolError, PoolTypeError, PoolValueError
+from poolkit.inspection.exported import ExportedModel
+from poolkit.inspection.onnx_graph import OnnxModel
 
 _TENSOR_FILES = {".npy", ".npz", ".pt", ".pth"}
 
 
-def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
-    """Build the model that ``file.py:factory`` or ``package.module:factory`` names.
+def load_model(where: str) -> tuple[nn.Module | OnnxModel, tuple[Any, ...] | None]:
+    """Build the model that ``file.py:factory`` or ``package.module:factory`` names, or read the
+    ``.pt2`` or ``.onnx`` file, and the example inputs that it brings.
 
     The factory is called without arguments. It returns a module, or a module and its example
     inputs (a tensor, or a tuple or list of positional arguments); a module in the place of a
     factory is taken as it is. Raises PoolError, in one line, for everything that goes wrong.
     """
+    if where.endswith(".pt2"):
+        program = ExportedModel.load(Path(where))
+        return program, program.example_arguments
+    if where.endswith(".onnx"):
+        return OnnxModel.load(Path(where)), None
     file_or_module, colon, name = where.rpartition(":")
     if not colon or not file_or_module or not name:
         raise PoolValueError(
-            f"MODEL is file.py:factory or package.module:factory, got {where!r}",
+            f"MODEL is file.py:factory, package.module:factory, or an .onnx or .pt2 file, "
+            f"got {where!r}",
             "Name the function that returns the model after a colon",
         )
     source = _module(file_or_module)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ import poolkit
 from poolkit.errors import PoolError, PoolValueError
 from poolkit.inspection import dataflow
 from poolkit.inspection.dataflow import View
+from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.operations import (
     CONVOLUTIONS,
     Call,
@@ -28,7 +29,7 @@ from poolkit.inspection.operations import (
     recognise,
     recognise_convolution,
 )
-from poolkit.inspection.poolkit_calls import from_poolkit, is_poolkits, named
+from poolkit.inspection.poolkit_calls import from_operator, from_poolkit, is_poolkits, named
 
 _LIBRARIES = tuple(f"{Path(home).parent}{os.sep}" for home in (torch.__file__, poolkit.__file__))
 _EXAMPLES = f"{Path(poolkit.__file__).parent / 'examples'}{os.sep}"
@@ -86,6 +87,8 @@ class TracedPooling:
     output: torch.Tensor
     layout: str = "contiguous"
     step: Step = field(default_factory=lambda: Step("", ""))
+    kind: str = "function"
+    is_layer: bool = False  # whether ``name`` names nothing but this
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -143,6 +146,16 @@ def describe_tensor(x: torch.Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
 
 
+class Place(NamedTuple):
+    """Where a call stands: names of the module, the module itself, or the class and the line that
+    an exported graph knows of it."""
+
+    names: list[str]
+    module: nn.Module | None
+    class_name: str
+    source: str
+
+
 class _Recorder(TorchFunctionMode):
     """Sees every torch function that the model calls.
 
@@ -182,7 +195,8 @@ class _Recorder(TorchFunctionMode):
         views = [v for t in tensors_in((args, kwargs)) if (v := self.views.get(t)) is not None]
         view = dataflow.join(views)
         dims = view.dims if view is not None and view.features else ()
-        pooling, call = recognise(func, args, kwargs, dims), Call.of(func, args, kwargs)
+        call = Call.of(func, args, kwargs)
+        pooling = from_operator(call) or recognise(func, args, kwargs, dims)
         if pooling is None and self.convolutions:
             pooling = recognise_convolution(call)
         before = self._snapshot(call.args[0]) if pooling is not None else None
@@ -215,15 +229,18 @@ class _Recorder(TorchFunctionMode):
         else:
             names = _LOOKED_AT.get(call.name)
             given = call.bound(*names) if names else {}
-            step = Step(self._place()[0][0], call.name.rstrip("_"), given).reads(made_by)
+            step = Step(self._place().names[0], call.name.rstrip("_"), given).reads(made_by)
         for tensor in results:
             self.steps[tensor] = step
 
-    def _place(self) -> tuple[list[str], nn.Module | None, str]:
-        """Names of the module that runs now, itself, and the line of the model that runs."""
+    def _place(self) -> Place:
+        """Where in the model the call stands that runs now."""
+        if isinstance(self.model, ExportedModel) and self.model.running is not None:
+            name, class_name, source = self.model.place()
+            return Place([name], None, class_name, source)
         module = self.stack[-1] if self.stack else None
         names = self.names.get(id(module), [""]) if module is not None else [""]
-        return names, module, ""
+        return Place(names, module, "", "")
 
     def see_output(self, output: Any) -> None:
         made_by = self._producers(output)
@@ -239,7 +256,7 @@ class _Recorder(TorchFunctionMode):
         first = next(tensors_in(out))
         view = self.views.get(x) or dataflow.of_input(x, pooling.spatial_rank)
         after = None if view is None else dataflow.after_pooling(pooling, view, before, first)
-        names, module, source = self._place()
+        names, module, class_name, source = self._place()
         step = Step(names[0], pooling.operation, pooling.arguments, pooling)
         step.reads(self._producers(x))
         for tensor in tensors_in(out):
@@ -247,6 +264,9 @@ class _Recorder(TorchFunctionMode):
             if after is not None:
                 self.views[tensor] = after
         is_layer = module is not None and is_layer_of(module, pooling)
+        word = "conv" if pooling.is_convolution else "pool"
+        named = is_layer or word in class_name.lower()
+        kind = "module" if named and not pooling.is_convolution else pooling.kind
         self.found.append(
             TracedPooling(
                 pooling=pooling,
@@ -259,6 +279,8 @@ class _Recorder(TorchFunctionMode):
                 output=first.detach().clone(),
                 layout=layout_of(before),
                 step=step,
+                kind=kind,
+                is_layer=named,
             )
         )
 

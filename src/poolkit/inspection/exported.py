@@ -1,0 +1,93 @@
+"""Programs that ``torch.export`` has written (``.pt2``), run call by call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from poolkit.errors import PoolValueError
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_LIBRARY = re.compile(r"/torch/|/poolkit/")
+
+
+class ExportedModel(nn.Module):
+    """An exported program as a module: which call runs, and where it was written, can be asked.
+
+    The graph knows for each call the module that it stood in and the line of the model, and both
+    survive saving and loading.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        graph = program.module()
+        # Not as a submodule: an exported graph refuses to change its mode.
+        self._graph = (graph,)
+        self.running: fx.Node | None = None
+        self._order = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        self.example = None if program.example_inputs is None else program.example_inputs
+
+    @classmethod
+    def load(cls, path: Path) -> ExportedModel:
+        """Read a ``.pt2`` file. Raises PoolValueError if it is none."""
+        if not path.is_file():
+            raise PoolValueError(f"there is no file {path}")
+        try:
+            return cls(torch.export.load(str(path)))
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise PoolValueError(
+                f"{path} is not an exported program: {text}", "Write one with torch.export.save"
+            ) from error
+
+    @property
+    def example_arguments(self) -> tuple[Any, ...] | None:
+        """The inputs that the program was exported with, as positional arguments."""
+        if self.example is None:
+            return None
+        args, kwargs = self.example
+        return (*args, *self._ordered(kwargs).values())
+
+    def _ordered(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments in the order in which the graph takes them."""
+        names = [name for name in self._order if name in kwargs]
+        return {name: kwargs[name] for name in (*names, *(k for k in kwargs if k not in names))}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        flat = pytree.tree_leaves((args, self._ordered(kwargs)))
+        try:
+            return _Interpreter(self).run(*flat, enable_io_processing=False)
+        finally:
+            self.running = None
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        return self._graph[0]
+
+    def place(self) -> tuple[str, str, str]:
+        """Of the call that runs: the module it stands in, that module's class, and the line."""
+        if self.running is None:
+            return "", "", ""
+        stack = list((self.running.meta.get("nn_module_stack") or {}).values())
+        name, cls = stack[-1] if stack else ("", "")
+        frames = _FRAME.findall(self.running.meta.get("stack_trace") or "")
+        own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
+        source = f"{PurePosixPath(own[-1][0]).name}:{own[-1][1]}" if own else ""
+        return name, str(cls).rpartition(".")[2], source
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, model: ExportedModel) -> None:
+        super().__init__(model.graph)
+        self.model = model
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.model.running = n
+        return super().run_node(n)
