@@ -128,7 +128,8 @@ def overhangs(of: Subject) -> Iterator[Flag]:
             "overhang", "note",
             f"ceil_mode: the last windows hang over the end by {' and '.join(beyond)}, so their "
             "values are made from fewer inputs.",
-            f"Where a runtime has no ceil_mode, pad the end by {' and '.join(map(str, amounts))}; "
+            "Where a runtime has no ceil_mode, pad the end by "
+            f"{' and '.join(map(str, dict.fromkeys(amounts)))}; "
             "for other sizes of input the overhang differs.",
         )  # fmt: skip
 
