@@ -513,3 +513,22 @@ def test_poolkits_optimizer_does_not_touch_convolutions():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2))
     report = poolkit.optimize(model, torch.randn(1, 3, 21, 21), seconds=0)
     assert [layer.name for layer in report.layers] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(0, 3, 8, 8),
+        torch.full((1, 3, 8, 8), 1e200, dtype=torch.float64).bernoulli(0.5) * 1e200,
+        torch.full((1, 3, 8, 8), float("-inf")),
+        torch.ones(1, 1, 2, 2),
+        torch.rand(3, 8, 8),
+    ],
+    ids=["empty batch", "huge values", "infinite", "one window", "no batch"],
+)
+def test_inputs_at_the_edge_give_a_whole_report(x):
+    for module in (nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(1)):
+        report = inspect(nn.Sequential(module), x, seconds=0)
+        assert len(report.layers) == 1
+        assert report.to_json()
+        assert report._repr_html_()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil, prod
+from math import ceil, isfinite, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -71,12 +71,17 @@ def losses(layer: Downsampling, x: torch.Tensor, shares: Shares | None = None) -
     if layer.channelwise:
         fit = Upsampling.fit(x, y, layer.window).r2
     return Loss(
-        reconstruction=fit,
-        shift_error=shift_error(layer, x),
-        aliasing=aliasing(layer, x),
+        reconstruction=_finite(fit),
+        shift_error=_finite(shift_error(layer, x)),
+        aliasing=_finite(aliasing(layer, x)),
         gradient_coverage=gradient_coverage(layer, x),
-        gradient_top=None if shares is None else shares.top,
+        gradient_top=None if shares is None else _finite(shares.top),
     )
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what overflowed on the way."""
+    return value if value is None or isfinite(value) else None
 
 
 def sample(x: torch.Tensor, whole_channels: bool = False) -> torch.Tensor:

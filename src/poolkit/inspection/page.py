@@ -73,6 +73,7 @@ def render(report: Findings) -> str:
         script=script,
         style_digest=_digest(style),
         script_digest=_digest(script),
+        timed=bool(times),
         slowest=max(times, default=1.0),
         ramp=ramp(),
         differences=ramp(differences=True),
