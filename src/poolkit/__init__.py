@@ -50,6 +50,7 @@ from .windows import Adaptive, Global, Pyramid, ReceptiveField, Regions, Segment
 
 if TYPE_CHECKING:
     from . import nn
+    from .comparison import compare
     from .inspection import inspect
     from .optimization import optimize
 
@@ -94,6 +95,7 @@ __all__ = [
     "Tanh",
     "TopK",
     "Window",
+    "compare",
     "explain",
     "info",
     "inspect",
@@ -111,6 +113,7 @@ __all__ += _named
 # What needs torch is imported when it is first asked for: importing poolkit stays quick.
 _LAZY: dict[str, tuple[str, str | None]] = {
     "nn": ("poolkit.nn", None),
+    "compare": ("poolkit.comparison", "compare"),
     "inspect": ("poolkit.inspection", "inspect"),
     "optimize": ("poolkit.optimization", "optimize"),
 }

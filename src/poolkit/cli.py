@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, bench, gallery, info.
+"""The command line: inspect, optimize, compare, bench, gallery, info.
 
 Nothing here imports torch before a command needs it, so ``poolkit --help`` is quick.
 """
@@ -147,6 +147,111 @@ def optimize(
         write_whole(json, report.to_json())
         console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+@app.command
+def compare(
+    model: Annotated[
+        str | None,
+        Parameter(
+            help="file.py:factory or package.module:factory of a new torch.nn.Module. Default: "
+            "vgg, a small network that is built in."
+        ),
+    ] = None,
+    *,
+    data: Annotated[
+        str,
+        Parameter(
+            help="mnist-5k, fashion-mnist, either with options as 'fashion-mnist(train=6000)', or "
+            "file.py:factory of (train, validation, test), each (inputs, labels)."
+        ),
+    ] = "mnist-5k",
+    variants: Annotated[
+        str,
+        Parameter(
+            help="Poolings by name, comma-separated, with options as 'gem(p=3)'; also "
+            "moved-stride, strided, depthwise and original."
+        ),
+    ] = "max,avg,soft,strided",
+    seeds: Annotated[int, Parameter(help="Models that are trained of each variant.")] = 5,
+    baseline: Annotated[
+        str | None, Parameter(help="What the others are compared with. Default: the first.")
+    ] = None,
+    controls: Annotated[
+        str,
+        Parameter(
+            help="What is equal to the baseline, comma-separated: plain (all but the pooling), "
+            "parameters, multiply-adds (by the width of the model)."
+        ),
+    ] = "plain",
+    epochs: Annotated[
+        int | None, Parameter(help="Of each training. Default: 10, or what the budget allows.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        Parameter(help="Minutes for all trainings in one process; the epochs follow from it."),
+    ] = None,
+    learning_rates: Annotated[
+        str, Parameter(help="To choose from on the validation split, comma-separated.")
+    ] = "0.02,0.05,0.1,0.2",
+    batch_size: Annotated[int, Parameter(help="Of each step of training.")] = 64,
+    margin: Annotated[
+        float, Parameter(help="Percentage points of accuracy that do not matter.")
+    ] = 0.5,
+    confidence: Annotated[float, Parameter(help="Of intervals and verdicts.")] = 0.95,
+    study: Annotated[
+        Path,
+        Parameter(
+            help="File of finished runs. The same command goes on where it stopped; two at a time "
+            "share the work; seeds and variants can be added."
+        ),
+    ] = Path("compare.jsonl"),
+    output: Annotated[Path | None, Parameter(help="Write the report as one HTML file.")] = None,
+    json: _Json = None,
+    seconds: Annotated[
+        float, Parameter(help="Seconds to spend on timing each variant in each layout; 0 for none.")
+    ] = 0.4,
+    threads: Annotated[int, Parameter(help="Of each training.")] = 1,
+    ray: Annotated[
+        str | None,
+        Parameter(help="Address of a Ray cluster to train on; local starts one on this machine."),
+    ] = None,
+) -> int:
+    """Train a model with each of several poolings, and say which is better, and what it costs."""
+    _check_targets(output, json)
+    from poolkit.comparison import compare as run_comparison
+    from poolkit.comparison.models import CONTROLS
+    from poolkit.comparison.terminal import lines
+    from poolkit.files import write_whole
+
+    names = [name.strip() for name in controls.split(",") if name.strip()]
+    with _progress("comparing", logged=True) as progress:
+        found = run_comparison(
+            model, data, variants, seeds, baseline=baseline,
+            controls=[next((c for c in CONTROLS if c == name), name) for name in names],  # type: ignore[misc]
+            epochs=epochs, budget=budget, learning_rates=_numbers(learning_rates),
+            batch_size=batch_size, margin=margin, confidence=confidence, study=study,
+            seconds=seconds, threads=threads, ray=ray, progress=progress,
+        )  # fmt: skip
+    console = _console(160)
+    for line in lines(found, console.width):
+        console.print(line)
+    if output is not None:
+        found.to_html(output)
+        console.print(f"Report: {output}", soft_wrap=True, highlight=False, markup=False)
+    if json is not None:
+        write_whole(json, found.to_json())
+        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise PoolValueError(
+            f"learning rates must be numbers, got {text!r}", "Give them as 0.02,0.05"
+        ) from None
 
 
 @app.command
@@ -363,15 +468,18 @@ def _add_lesson(report: Report) -> None:
     report.photograph = marked_photograph()
 
 
-def _console() -> Console:
+def _console(width: int = 120) -> Console:
     """Standard output; a pipe or a log file has no width of its own, so tables get room."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=120, highlight=False)
+    return console if console.is_terminal else Console(width=width, highlight=False)
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, gone when the work is done; none where there is no terminal."""
+def _progress(what: str, logged: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, gone when the work is done.
+
+    Where there is no terminal there is none, or one line for each piece done if `logged`.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -394,7 +502,13 @@ def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
     with bar:
         task = bar.add_task(what, total=None, layer="")
 
+        before = -1
+
         def tell(layer: str, done: int, total: int) -> None:
+            nonlocal before
             bar.update(task, completed=done, total=total or None, layer=layer)
+            if logged and not console.is_terminal and total and done > before:
+                print(f"{done}/{total} {layer}", file=sys.stderr, flush=True)
+                before = done
 
         yield tell

@@ -33,20 +33,12 @@ def load_model(where: str) -> tuple[nn.Module | OnnxModel, tuple[Any, ...] | Non
         return program, program.example_arguments
     if where.endswith(".onnx"):
         return OnnxModel.load(Path(where)), None
-    file_or_module, colon, name = where.rpartition(":")
-    if not colon or not file_or_module or not name:
-        raise PoolValueError(
-            f"MODEL is file.py:factory, package.module:factory, or an .onnx or .pt2 file, "
-            f"got {where!r}",
-            "Name the function that returns the model after a colon",
-        )
-    source = _module(file_or_module)
-    factory = source
-    for part in name.split("."):
-        if not hasattr(factory, part):
-            raise PoolValueError(f"{file_or_module} has no {name!r}{_suggestion(source)}")
-        factory = getattr(factory, part)
-    made = factory if isinstance(factory, nn.Module) else _call(where, factory)
+    factory = load(where)
+    return unpacked(factory if isinstance(factory, nn.Module) else call(where, factory), where)
+
+
+def unpacked(made: Any, where: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
+    """The module that a factory returned, and its inputs if it returned some too."""
     inputs: Any = None
     if isinstance(made, tuple) and len(made) == 2:
         made, inputs = made
@@ -58,6 +50,26 @@ def load_model(where: str) -> tuple[nn.Module | OnnxModel, tuple[Any, ...] | Non
     if inputs is not None and not isinstance(inputs, tuple):
         inputs = tuple(inputs) if isinstance(inputs, list) else (inputs,)
     return made, inputs
+
+
+def load(where: str, what: str = "MODEL") -> Any:
+    """What ``file.py:name`` or ``package.module:name`` names, as it is.
+
+    Raises PoolError, in one line, if there is no such file, module or name, or if it raises.
+    """
+    file_or_module, colon, name = where.rpartition(":")
+    if not colon or not file_or_module or not name:
+        raise PoolValueError(
+            f"{what} is file.py:factory or package.module:factory, got {where!r}",
+            f"Name the function that returns the {what.lower()} after a colon",
+        )
+    source = _module(file_or_module)
+    found: Any = source
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise PoolValueError(f"{file_or_module} has no {name!r}{_suggestion(source)}")
+        found = getattr(found, part)
+    return found
 
 
 def _module(name: str) -> ModuleType:
@@ -87,11 +99,12 @@ def _run(name: str, load: Callable[[], Any]) -> Any:
         raise PoolValueError(f"{name} raised when loaded: {_one_line(error)}") from error
 
 
-def _call(where: str, factory: Any) -> Any:
+def call(where: str, factory: Any, **options: Any) -> Any:
+    """What a factory returns; an exception of its becomes one line that names it."""
     if not callable(factory):
         raise PoolTypeError(f"{where} is a {type(factory).__name__}, not a function")
     try:
-        return factory()
+        return factory(**options)
     except PoolError:
         raise
     except Exception as error:

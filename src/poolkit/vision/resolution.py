@@ -138,14 +138,16 @@ def _is_leaf(module: nn.Module) -> bool:
     )
 
 
-class _Tracer(fx.Tracer):
+class LeafTracer(fx.Tracer):
+    """Traces a model into its layers, and poolkit's modules and torch's are not looked into."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_leaf(m)
 
 
 def _trace(holder: nn.Sequential, follow: _Follow) -> None:
     try:
-        graph = _Tracer().trace(holder)
+        graph = LeafTracer().trace(holder)
     except PoolError:
         raise
     except Exception as error:
