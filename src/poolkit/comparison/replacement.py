@@ -14,6 +14,7 @@ from torch import fx, nn
 from poolkit.comparison.variants import MOVED_STRIDE, ORIGINAL, Choice, Variant
 from poolkit.errors import PoolError, PoolValueError
 from poolkit.inspection.inspector import evaluating
+from poolkit.inspection.poolkit_calls import is_poolkits
 from poolkit.inspection.trace import TracedPooling, run_model, trace
 from poolkit.optimization.equality import fixed_randomness
 from poolkit.optimization.sites import (
@@ -112,27 +113,23 @@ def find(model: nn.Module, example: torch.Tensor) -> tuple[list[Place], list[Tra
 
 
 def _kind(module: nn.Module) -> str:
-    """"window", "global", "map" (neither), or nothing for what is no pooling of images."""
+    """"window", "global", "map" (neither), or nothing for what is no pooling.
+
+    A window slides over images by more than 1; a global pooling leaves one position.
+    """
     entry = next((entry for entry in POOLS.values() if entry.module is type(module)), None)
-    if entry is not None and entry.kind != "map":
-        return entry.kind
     base = next((name for name, cls in POOLING_CLASSES.items() if isinstance(module, cls)), "")
+    if entry is None and not base and not is_poolkits(module):
+        return ""
+    if entry is not None and entry.kind == "global":
+        return "global"
     name = base or type(module).__name__
     if name.startswith("Adaptive") and name.endswith("2d"):
-        size = getattr(module, "output_size", None)
-        return "global" if size in (1, (1, 1), [1, 1]) else "map"
-    if base.endswith("2d") and base.startswith(("MaxPool", "AvgPool", "LPPool")):
-        return "window"
-    if entry is not None or base:
+        return "global" if getattr(module, "output_size", None) in (1, (1, 1)) else "map"
+    if base and not base.endswith("2d"):
         return "map"
-    return "window" if window_of_ours(module) else ""
-
-
-def window_of_ours(module: nn.Module) -> bool:
-    """Whether it is `poolkit.nn.Pool` over a 2-D sliding window."""
-    return type(module).__module__.startswith("poolkit.nn") and (
-        getattr(module, "window", None) is not None and window_of(module) is not None
-    )
+    window = window_of(module)
+    return "window" if window is not None and max(window.sizes(2)[1]) > 1 else "map"
 
 
 def _kind_of_call(call: TracedPooling) -> str:
@@ -172,11 +169,13 @@ def _made(choice: Choice, place: Place) -> nn.Module:
         if window is None:
             raise PoolValueError(f"{place} has no sliding window", "Leave it out of the model")
         kernel, stride, dilation = window.sizes(2)
-        options |= {"kernel_size": _one(kernel), "stride": _one(stride), "padding": window.padding}
-        if max(dilation) > 1:
-            options["dilation"] = _one(dilation)
-        if window.ceil_mode and "ceil_mode" in known:
-            options["ceil_mode"] = True
+        options["stride"] = _one(stride)
+        if POOLS[choice.pool].kind == "window":
+            options |= {"kernel_size": _one(kernel), "padding": window.padding}
+            if max(dilation) > 1:
+                options["dilation"] = _one(dilation)
+            if window.ceil_mode and "ceil_mode" in known:
+                options["ceil_mode"] = True
     elif "input_size" in known:
         options["input_size"] = tuple(shape[-2:])
     new = create_pool2d(choice.pool, **(options | dict(choice.options)))

@@ -26,8 +26,12 @@ class Choice:
 
     @property
     def kind(self) -> str:
-        """What it takes the place of: a "window" that slides, or a "global" pooling."""
-        return "window" if self.pool == MOVED_STRIDE else POOLS[self.pool].kind
+        """What it takes the place of: a "window" that slides, or a "global" pooling.
+
+        Maps that get smaller by other means, as by frequencies, stand in a window's place too.
+        """
+        whole = self.pool != MOVED_STRIDE and POOLS[self.pool].kind == "global"
+        return "global" if whole else "window"
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,7 @@ def read_variant(text: str) -> Variant:
 
 def known_names() -> list[str]:
     """All names that stand for a variant."""
-    pools = [name for name, entry in POOLS.items() if entry.kind in ("window", "global")]
-    return sorted({*pools, *_ALSO, MOVED_STRIDE, ORIGINAL})
+    return sorted({*POOLS, *_ALSO, MOVED_STRIDE, ORIGINAL})
 
 
 def read_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -119,10 +122,9 @@ def _choice(text: str) -> Choice:
         if options:
             raise PoolValueError(f"{MOVED_STRIDE} has no options, got {text!r}", "Leave them out")
         return Choice(MOVED_STRIDE)
-    if name not in POOLS or POOLS[name].kind not in ("window", "global"):
-        why = "takes no pool's place" if name in POOLS else "is not known"
+    if name not in POOLS:
         raise PoolValueError(
-            f"the variant {spelled!r} {why}", f"One of: {', '.join(known_names())}"
+            f"there is no variant called {spelled!r}", f"One of: {', '.join(known_names())}"
         )
     return Choice(name, tuple(sorted(options.items())))
 
