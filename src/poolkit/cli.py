@@ -220,15 +220,13 @@ def compare(
     """Train a model with each of several poolings, and say which is better, and what it costs."""
     _check_targets(output, json)
     from poolkit.comparison import compare as run_comparison
-    from poolkit.comparison.models import CONTROLS
     from poolkit.comparison.terminal import lines
     from poolkit.files import write_whole
 
-    names = [name.strip() for name in controls.split(",") if name.strip()]
     with _progress("comparing", logged=True) as progress:
         found = run_comparison(
             model, data, variants, seeds, baseline=baseline,
-            controls=[next((c for c in CONTROLS if c == name), name) for name in names],  # type: ignore[misc]
+            controls=_words(controls),
             epochs=epochs, budget=budget, learning_rates=_numbers(learning_rates),
             batch_size=batch_size, margin=margin, confidence=confidence, study=study,
             seconds=seconds, threads=threads, ray=ray, progress=progress,
@@ -245,9 +243,13 @@ def compare(
     return 0
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(word) for word in text.split(",") if word.strip()]
+        return [float(word) for word in _words(text)]
     except ValueError:
         raise PoolValueError(
             f"learning rates must be numbers, got {text!r}", "Give them as 0.02,0.05"

@@ -13,7 +13,7 @@ import torch
 from poolkit.comparison.data import Data, as_data, load_data
 from poolkit.comparison.engine import check_terms, settle_terms, work
 from poolkit.comparison.journal import Journal
-from poolkit.comparison.models import CONTROLS, Control, Factory, Source, model_source
+from poolkit.comparison.models import CONTROLS, Factory, model_source
 from poolkit.comparison.report import Comparison, summarize
 from poolkit.comparison.study import Record, Study, make_arms
 from poolkit.comparison.training import Schedule, train
@@ -35,7 +35,7 @@ def compare(
     seeds: int = 5,
     *,
     baseline: str | None = None,
-    controls: Sequence[Control] = ("plain",),
+    controls: Sequence[str] = ("plain",),
     epochs: int | None = None,
     budget: float | None = None,
     learning_rates: Sequence[float] = RATES,
@@ -125,19 +125,21 @@ def compare(
         planned = epochs or (EPOCHS if budget is None else _epochs_for(budget, made(1), tell))
         return {"kind": "study", "version": 1, **wanted, "epochs": planned, **versions()}
 
-    with tempfile.TemporaryDirectory() as scratch:
-        with Journal(Path(study) if study else Path(scratch, "study.jsonl")) as journal:
-            settled = settle_terms(journal, terms)
-            if budget is None:
-                wanted["epochs"] = epochs or EPOCHS
-            check_terms(journal, settled, wanted)
-            ready = made(settled["epochs"])
-            if ray is None:
-                records = work(ready, journal, tell)
-            else:
-                from poolkit.comparison.cluster import work_on_ray
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Journal(Path(study) if study else Path(scratch, "study.jsonl")) as journal,
+    ):
+        settled = settle_terms(journal, terms)
+        if budget is None:
+            wanted["epochs"] = epochs or EPOCHS
+        check_terms(journal, settled, wanted)
+        ready = made(settled["epochs"])
+        if ray is None:
+            records = work(ready, journal, tell)
+        else:
+            from poolkit.comparison.cluster import work_on_ray
 
-                records = work_on_ray(ready, journal, tell, ray)
+            records = work_on_ray(ready, journal, tell, ray)
     return summarize(ready, records, margin / 100, confidence)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -56,6 +57,11 @@ def training_bytes(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor) 
     return kept + 2 * sum(p.numel() * p.element_size() for p in model.parameters())
 
 
+def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The model, with its weights in a layout."""
+    return model.to(memory_format=layout)  # type: ignore[call-overload]
+
+
 def inference_times(
     models: Sequence[nn.Module], batch: torch.Tensor, seconds: float
 ) -> list[Times]:
@@ -65,8 +71,8 @@ def inference_times(
     for model in models:
         model.eval()
         for layout in layouts.values():
-            placed = copy.deepcopy(model).to(memory_format=layout)
-            calls.append(lambda net=placed, x=batch.contiguous(memory_format=layout): net(x))
+            placed = in_layout(copy.deepcopy(model), layout)
+            calls.append(partial(placed, batch.contiguous(memory_format=layout)))
     with torch.no_grad():
         samples = interleave(calls, within(seconds * len(calls)))
     found = []

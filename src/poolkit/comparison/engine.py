@@ -110,7 +110,9 @@ def done_keys(records: list[Record]) -> set[str]:
 def describe(task: Task) -> str:
     if task.kind == "costs":
         return "timing"
-    return f"{task.arm}, " + (f"rate {task.rate:g}" if task.kind == "tuning" else f"seed {task.seed}")
+    return f"{task.arm}, " + (
+        f"rate {task.rate:g}" if task.kind == "tuning" else f"seed {task.seed}"
+    )
 
 
 def _in_words(seconds: float) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from poolkit.comparison.replacement import replace
-from poolkit.comparison.variants import Variant
+from poolkit.comparison.variants import ORIGINAL, Variant
 from poolkit.errors import PoolTypeError, PoolValueError
 from poolkit.inspection.sources import call, load, unpacked
 from poolkit.optimization.equality import fixed_randomness
@@ -93,7 +93,7 @@ class Source:
 
     def digest(self, example: torch.Tensor) -> str:
         """What tells this model from all others: its modules, and the weights of seed 0."""
-        model = self.build(Variant("original", ()), example, 0)
+        model = self.build(Variant(ORIGINAL, ()), example, 0)
         found = hashlib.sha256(repr(model).encode())
         for name, value in model.state_dict().items():
             found.update(name.encode())
@@ -115,8 +115,10 @@ def model_source(given: str | Factory | None, channels: int, classes: int) -> So
             f"a comparison trains from scratch and needs a factory, got {type(factory).__name__}",
             "Give a function that returns a new model each time",
         )
-    name = given.rpartition(":")[2] if isinstance(given, str) else getattr(
-        factory, "__name__", type(factory).__name__
+    name = (
+        given.rpartition(":")[2]
+        if isinstance(given, str)
+        else getattr(factory, "__name__", type(factory).__name__)
     )
     return Source(name, factory)
 

@@ -113,7 +113,7 @@ def find(model: nn.Module, example: torch.Tensor) -> tuple[list[Place], list[Tra
 
 
 def _kind(module: nn.Module) -> str:
-    """"window", "global", "map" (neither), or nothing for what is no pooling.
+    """ "window", "global", "map" (neither), or nothing for what is no pooling.
 
     A window slides over images by more than 1; a global pooling leaves one position.
     """
@@ -126,7 +126,7 @@ def _kind(module: nn.Module) -> str:
     name = base or type(module).__name__
     if name.startswith("Adaptive") and name.endswith("2d"):
         return "global" if getattr(module, "output_size", None) in (1, (1, 1)) else "map"
-    if base and not base.endswith("2d"):
+    if name.endswith(("1d", "3d")) or "Unpool" in name:
         return "map"
     window = window_of(module)
     return "window" if window is not None and max(window.sizes(2)[1]) > 1 else "map"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,13 @@ class Comparison:
 
     ``print(comparison)`` shows the table, ``to_json()`` and ``to_html(path)`` write it down, and
     ``rows`` are there to be computed with; the first is the baseline.
+
+    Attributes:
+        margin, confidence: shares from 0 to 1.
+        timed_batch: inputs of which times were taken; 0 if none were.
+        trained_seconds: of all trainings and timings, in all processes.
+        chance: accuracy of naming the most frequent class.
+        kept: poolings that no variant replaces.
     """
 
     model: str
@@ -94,17 +102,26 @@ class Comparison:
     threads: int
     timed_batch: int
     trained_seconds: float
+    chance: float
+    kept: list[str]
     versions: dict[str, str]
 
     @property
     def baseline(self) -> VariantRow:
         return self.rows[0]
 
+    def learned(self, row: VariantRow) -> bool:
+        """Whether a variant or the baseline knows more than which class is the most frequent."""
+        noise = 3 * sqrt(self.chance * (1 - self.chance) / self.test_items)
+        return max(row.accuracy, self.baseline.accuracy) > self.chance + noise
+
     def verdict(self, row: VariantRow) -> str:
         """The verdict on a row, as a sentence."""
         if row.outcome == "baseline":
             return "what the others are compared with"
         assert row.difference is not None
+        if not self.learned(row):
+            return "inconclusive: neither learned to tell the classes apart; train for longer"
         points = f"{100 * row.difference:+.2f} points"
         margin = f"±{100 * self.margin:g} points"
         text = {
@@ -157,7 +174,8 @@ def summarize(
         ]
         for arm in study.arms
     }
-    times = by_key[study.timing.key] if study.seconds else {"batch": 0, "arms": {}}
+    untimed: Record = {"batch": 0, "arms": {}}
+    times = by_key[study.timing.key] if study.seconds else untimed
     items = len(study.data.test)
     base, *others = study.arms
     correct = {
@@ -182,7 +200,8 @@ def summarize(
             row.seeds_needed = seeds_to_settle(found, margin, alpha / len(others))
         if row.consistency is not None and rows[0].consistency is not None:
             row.consistency_difference = row.consistency - rows[0].consistency
-    return Comparison(
+    labels = study.data.test.labels
+    comparison = Comparison(
         model=study.source.name,
         data=str(study.data),
         rows=rows,
@@ -196,8 +215,14 @@ def summarize(
         threads=study.threads,
         timed_batch=times["batch"],
         trained_seconds=sum(record.get("seconds", 0) for record in records),
+        chance=float(labels.bincount().max()) / items,
+        kept=study.kept(),
         versions={key: records[0][key] for key in ("poolkit", "torch", "python", "machine")},
     )
+    for row in rows[1:]:
+        if not comparison.learned(row):
+            row.outcome, row.seeds_needed = "inconclusive", None
+    return comparison
 
 
 def _row(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, isfinite, sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np

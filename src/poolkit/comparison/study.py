@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -17,8 +19,9 @@ import torch.nn.functional as F
 from poolkit.comparison import costs
 from poolkit.comparison.data import Data, Split
 from poolkit.comparison.models import CONTROLS, Control, Source, matched_width
+from poolkit.comparison.replacement import find
 from poolkit.comparison.training import Schedule, as_trained, scores, shift_consistency, train
-from poolkit.comparison.variants import Variant
+from poolkit.comparison.variants import ORIGINAL, Variant
 from poolkit.errors import PoolError
 from poolkit.optimization.equality import fixed_randomness
 
@@ -40,7 +43,11 @@ class Arm:
 
     @property
     def name(self) -> str:
-        return self.variant.name if self.control == "plain" else f"{self.variant.name} at same {self.control}"
+        return (
+            self.variant.name
+            if self.control == "plain"
+            else f"{self.variant.name} at same {self.control}"
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,12 @@ class Task:
 
     @property
     def key(self) -> str:
-        return "|".join(map(str, (self.kind, self.arm, self.rate if self.kind == "tuning" else "", self.seed or "")))
+        return "|".join(
+            map(
+                str,
+                (self.kind, self.arm, self.rate if self.kind == "tuning" else "", self.seed or ""),
+            )
+        )
 
     @classmethod
     def of(cls, record: Record) -> Task:
@@ -88,6 +100,12 @@ class Study:
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
+
+    def kept(self) -> list[str]:
+        """The poolings of the model that no variant replaces, as pyramids and other ranks."""
+        example = self.data.train.inputs[:2]
+        places, _ = find(self.source.build(Variant(ORIGINAL, ()), example, TUNING_SEED), example)
+        return [str(place) for place in places if place.kind == "map"]
 
     @property
     def timing(self) -> Task:
@@ -137,7 +155,8 @@ class Study:
         finally:
             torch.set_num_threads(threads)
         done = {"kind": task.kind, "arm": task.arm, "rate": task.rate, "seed": task.seed}
-        return done | record | {"seconds": round(perf_counter() - began, 3)}
+        by = f"{platform.node()}:{os.getpid()}"
+        return done | record | {"seconds": round(perf_counter() - began, 3), "by": by}
 
     def _trained(
         self, task: Task, seed: int, tell: Callable[[int], None]
@@ -146,7 +165,7 @@ class Study:
         arm = self.arm(task.arm)
         model = self.source.build(arm.variant, self.data.train.inputs[:2], seed, arm.width)
         if self.data.train.inputs.ndim == 4:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = costs.in_layout(model, torch.channels_last)
         with fixed_randomness(seed):  # of what a model draws itself, as for dropout
             return model, train(model, self.data.train, task.rate, self.schedule, seed, tell)
 
@@ -191,7 +210,7 @@ def make_arms(
     data: Data,
     variants: Sequence[Variant],
     baseline: Variant,
-    controls: Sequence[Control],
+    controls: Sequence[str],
     batch_size: int,
 ) -> tuple[Arm, ...]:
     """The arms of a study, measured; where a variant meets a control by itself, it is plain.

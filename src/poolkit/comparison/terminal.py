@@ -21,10 +21,10 @@ _STYLES = {
 def lines(found: Comparison, width: int = 120) -> Iterator[RenderableType]:
     """What to print of a comparison, piece by piece."""
     yield Text.assemble((found.model, "bold"), f" on {found.data}")
+    rates = ", ".join(f"{rate:g}" for rate in found.learning_rates)
     yield Text(
-        f"{found.seeds} seeds, {found.epochs} epochs, batches of {found.batch_size}; learning "
-        f"rates {', '.join(f'{rate:g}' for rate in found.learning_rates)} tried on the validation "
-        "split.\n"
+        f"{found.seeds} seeds, {counted(found.epochs, 'epoch')}, batches of {found.batch_size}; "
+        f"learning rates {rates} tried on the validation split.\n"
     )
     yield _table(found)
     yield Text("")
@@ -49,7 +49,7 @@ def _table(found: Comparison) -> RenderableType:
             _difference(row),
             _consistency(row),
             f"{row.parameters:,}",
-            human_count(row.multiply_adds),
+            human_number(row.multiply_adds),
             human_bytes(row.training_bytes),
             _times(row),
             Text(row.outcome, style=_STYLES[row.outcome]),
@@ -77,37 +77,44 @@ def _times(row: VariantRow) -> str:
     if not row.inference_ms:
         return "–"
     if row.outcome == "baseline":
-        return ", ".join(f"{row.inference_ms[name]:.2f} ms" for name in LAYOUTS if name in row.inference_ms)
-    return ", ".join(f"{row.inference_ratio[name]:.2f}×" for name in LAYOUTS if name in row.inference_ratio)
+        return ", ".join(
+            f"{row.inference_ms[name]:.2f} ms" for name in LAYOUTS if name in row.inference_ms
+        )
+    return ", ".join(
+        f"{row.inference_ratio[name]:.2f}×" for name in LAYOUTS if name in row.inference_ratio
+    )
 
 
 def _notes(found: Comparison) -> str:
+    name = found.baseline.name
     notes = [
-        f"Differences are to {found.baseline.name}, paired by seed and test item; intervals are for "
-        f"other seeds and other test items of this data, verdicts corrected for "
-        f"{len(found.rows) - 1} variants. A difference within ±{100 * found.margin:g} points does "
-        "not matter.",
+        f"Differences are to {name}, paired by seed and test item; intervals are for other seeds "
+        "and other test items of this data, verdicts corrected for "
+        f"{counted(len(found.rows) - 1, 'variant')}. A difference within "
+        f"±{100 * found.margin:g} points does not matter.",
     ]
     if found.timed_batch:
         notes.append(
-            f"Times are of {found.timed_batch} inputs on {found.threads} "
-            f"thread{'' if found.threads == 1 else 's'}, as multiples of {found.baseline.name}'s."
+            f"Times are of {counted(found.timed_batch, 'input')} on "
+            f"{counted(found.threads, 'thread')}, as multiples of {name}'s."
         )
+    if found.kept:
+        notes.append(f"Left as they are: {', '.join(found.kept)}.")
     if any(row.width != 1 for row in found.rows):
         widths = ", ".join(f"{row.label} {row.width:.2f}" for row in found.rows if row.width != 1)
         notes.append(f"Widths: {widths}.")
     if edge := [row.label for row in found.rows if row.at_edge]:
         notes.append(
-            f"The best learning rate was the lowest or highest tried for {', '.join(edge)}: a better "
-            "one may lie beyond."
+            f"The best learning rate was the lowest or highest tried for {', '.join(edge)}: a "
+            "better one may lie beyond."
         )
     return " ".join(notes)
 
 
-def human_count(count: int) -> str:
+def human_number(count: int) -> str:
     """A number for readers, in powers of 1000.
 
-    >>> human_count(950), human_count(2_433_344), human_count(41_000_000)
+    >>> human_number(950), human_number(2_433_344), human_number(41_000_000)
     ('950', '2.43 M', '41.0 M')
     """
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -115,3 +122,11 @@ def human_count(count: int) -> str:
             value = count / size
             return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{unit}"
     return str(count)
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "seed"), counted(5, "seed")
+    ('1 seed', '5 seeds')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
