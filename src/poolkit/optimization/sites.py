@@ -70,17 +70,17 @@ def sites_of(model: nn.Module, module: nn.Module) -> tuple[tuple[nn.Module, str]
 
 def reason_not_to_swap(model: nn.Module, module: nn.Module) -> str:
     """Why a pooling module that ran cannot be swapped safely; empty if it can."""
-    cls = type(module)
     if is_poolkits(module):
         return "is poolkit's already"
-    if POOLING_CLASSES.get(cls.__name__) is not cls:
-        base = next((b.__name__ for b in cls.__mro__ if b in POOLING_CLASSES.values()), "")
-        return f"{cls.__name__} is a class of its own over {base} and may do more than {base}"
     return reason_not_to_replace(model, module)
 
 
 def reason_not_to_replace(model: nn.Module, module: nn.Module) -> str:
     """Why no other module can be put in the place of one that ran; empty if one can."""
+    cls = type(module)
+    if not is_poolkits(module) and POOLING_CLASSES.get(cls.__name__) is not cls:
+        base = next((b.__name__ for b in cls.__mro__ if b in POOLING_CLASSES.values()), "")
+        return f"{cls.__name__} is a class of its own over {base} and may do more than {base}"
     if module is model:
         return "the model is this pooling itself; there is no parent to swap it in"
     if "forward" in vars(module):
