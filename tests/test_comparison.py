@@ -195,6 +195,14 @@ def test_seeds_and_variants_can_be_added(monkeypatch):
     done.clear()
     assert tiny(study="study.jsonl").seeds == 2
     assert done == []
+    # A rate that is added is tried, and if it is the best, models are trained at it.
+    found = tiny(study="study.jsonl", learning_rates=[0.1, 0.3])
+    assert [(task.kind, task.arm, task.rate) for task in done[:2]] == [
+        ("tuning", "max", 0.3), ("tuning", "avg", 0.3),
+    ]  # fmt: skip
+    assert {(task.arm, task.rate) for task in done[2:]} == {
+        (row.name, row.learning_rate) for row in found.rows if row.learning_rate == 0.3
+    }
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def compare(
     ] = None,
     learning_rates: Annotated[
         str, Parameter(help="To choose from on the validation split, comma-separated.")
-    ] = "0.02,0.05,0.1,0.2",
+    ] = "0.02,0.05,0.1,0.2,0.4",
     batch_size: Annotated[int, Parameter(help="Of each step of training.")] = 64,
     margin: Annotated[
         float, Parameter(help="Percentage points of accuracy that do not matter.")
@@ -203,7 +203,7 @@ def compare(
         Path,
         Parameter(
             help="File of finished runs. The same command goes on where it stopped; two at a time "
-            "share the work; seeds and variants can be added."
+            "share the work; seeds, variants and learning rates can be added."
         ),
     ] = Path("compare.jsonl"),
     output: Annotated[Path | None, Parameter(help="Write the report as one HTML file.")] = None,

@@ -23,7 +23,7 @@ from poolkit.inspection.inspector import Progress, versions
 from poolkit.timing import check_seconds
 
 EPOCHS = 10
-RATES = (0.02, 0.05, 0.1, 0.2)
+RATES = (0.02, 0.05, 0.1, 0.2, 0.4)
 #: Epochs that are timed for a budget, after one that is not; of `_PROBED` items.
 _PROBED = 512
 
@@ -74,8 +74,8 @@ def compare(
         margin: a difference of fewer percentage points does not matter.
         confidence: of intervals, and of the verdicts all together.
         study: a file for finished runs: a second call with it goes on where the first stopped,
-            several processes may work on it, and seeds and variants can be added. Without it
-            nothing is kept.
+            several processes may work on it, and seeds, variants and rates can be added. Without
+            it nothing is kept.
         seconds: for timing each variant in each layout; 0 times nothing.
         threads: of each training; the bits of the results depend on it.
         ray: address of a Ray cluster to train on, or ``"local"`` for one in this machine.
@@ -110,7 +110,6 @@ def compare(
         "model": f"{source.name} {source.digest(data.train.inputs[:2])}",
         "data": f"{data} {data.digest()}",
         "baseline": first.name,
-        "learning_rates": list(learning_rates),
         "batch_size": batch_size,
         "threads": threads,
         "torch": torch.__version__,

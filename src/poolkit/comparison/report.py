@@ -168,9 +168,11 @@ def summarize(
 ) -> Comparison:
     """The comparison that the records of a finished study make; `margin` is a share."""
     by_key = {Task.of(record).key: record for record in records[1:]}
+    rates = {arm.name: study.rate(arm.name, records) for arm in study.arms}
     runs = {
         arm.name: [
-            by_key[Task("run", arm.name, seed=seed).key] for seed in range(1, study.seeds + 1)
+            by_key[Task("run", arm.name, rates[arm.name], seed).key]
+            for seed in range(1, study.seeds + 1)
         ]
         for arm in study.arms
     }
@@ -182,7 +184,8 @@ def summarize(
         name: np.array([correct_of(run, items) for run in own]) for name, own in runs.items()
     }
     rows = [
-        _row(study, arm, runs[arm.name], records, times["arms"].get(arm.name)) for arm in study.arms
+        _row(study, arm, rates[arm.name], runs[arm.name], times["arms"].get(arm.name))
+        for arm in study.arms
     ]
     rows[0].outcome = "baseline"
     differences = [paired_difference(correct[arm.name], correct[base.name]) for arm in others]
@@ -225,10 +228,7 @@ def summarize(
     return comparison
 
 
-def _row(
-    study: Study, arm: Arm, runs: list[Record], records: Sequence[Record], times: Any
-) -> VariantRow:
-    rate = study.rate(arm.name, records)
+def _row(study: Study, arm: Arm, rate: float | None, runs: list[Record], times: Any) -> VariantRow:
     assert rate is not None
     accuracies = [run["accuracy"] for run in runs]
     consistencies = [run["consistency"] for run in runs if run["consistency"] is not None]

@@ -65,12 +65,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        return "|".join(
-            map(
-                str,
-                (self.kind, self.arm, self.rate if self.kind == "tuning" else "", self.seed or ""),
-            )
-        )
+        return "|".join(map(str, (self.kind, self.arm, self.rate, self.seed)))
 
     @classmethod
     def of(cls, record: Record) -> Task:
