@@ -348,6 +348,15 @@ def test_controls_change_the_width_where_it_is_needed():
     assert [row.label for row in only.rows] == ["max", "avg", "strided, same parameters"]
 
 
+def test_a_control_needs_a_width():
+    narrow = lambda: torch.nn.Sequential(  # noqa: E731
+        torch.nn.Conv2d(1, 4, 3), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(36, 2)
+    )
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    with pytest.raises(PoolValueError, match="has no argument width, so its size cannot be that"):
+        compare(narrow, [(images, labels)] * 3, "max,strided", 2, controls=["parameters"])
+
+
 def test_nothing_learned_is_no_equivalence():
     found = compare(
         "net.py:net", "net.py:unlearnable", ["max", "avg"], 2, epochs=1, learning_rates=[0.01],

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from poolkit.comparison.data import Data, as_data, load_data
+from poolkit.comparison.data import Data, Split, as_data, load_data
 from poolkit.comparison.engine import check_terms, settle_terms, work
 from poolkit.comparison.journal import Journal
 from poolkit.comparison.models import CONTROLS, Factory, model_source
 from poolkit.comparison.report import Comparison, summarize
 from poolkit.comparison.study import Record, Study, make_arms
-from poolkit.comparison.training import Schedule, train
+from poolkit.comparison.training import Schedule, scores, train
 from poolkit.comparison.variants import Variant, read_variant, split
 from poolkit.errors import PoolValueError
 from poolkit.inspection.inspector import Progress, versions
@@ -24,7 +24,7 @@ from poolkit.timing import check_seconds
 
 EPOCHS = 10
 RATES = (0.02, 0.05, 0.1, 0.2, 0.4)
-#: Epochs that are timed for a budget, after one that is not; of `_PROBED` items.
+#: Items in an epoch that is timed for a budget.
 _PROBED = 512
 
 
@@ -158,23 +158,32 @@ def _variants(names: list[str], baseline: str | None) -> tuple[Variant, list[Var
     return first, list(others.values())
 
 
-def _epochs_for(budget: float, study: Study, tell: Any) -> int:
-    """How many epochs of all trainings fit into so many minutes, from one short one of each."""
-    rest = 0.0
-    training = study.data.train
-    part = type(training)(training.inputs[:_PROBED], training.labels[:_PROBED])
+def _epochs_for(budget: float, study: Study, tell: Progress) -> int:
+    """How many epochs of all trainings, and their tests, fit into so many minutes.
+
+    From the second of two short epochs of each arm: the first plans and allocates.
+    """
+    data = study.data.train
+    part = Split(data.inputs[:_PROBED], data.labels[:_PROBED])
+    tested = 3 * len(study.data.test)  # as they are, and twice shifted
+    epoch_s = tests_s = 0.0
     for index, arm in enumerate(study.arms):
         tell(f"timing an epoch of {arm.name}", index, len(study.arms))
-        model = study.source.build(arm.variant, training.inputs[:2], 0, arm.width)
+        model = study.source.build(arm.variant, data.inputs[:2], 0, arm.width)
         for _ in range(2):
             began = perf_counter()
             train(model, part, min(study.rates), study.schedule, 0, lambda epoch: None)
-            epoch_s = (perf_counter() - began) * len(training) / len(part)
-        rest += epoch_s * (len(study.rates) + study.seeds)
-    epochs = int(60 * budget / rest)
+            trained = perf_counter()
+            scores(model, part.inputs)
+            scored = perf_counter()
+        models = len(study.rates) + study.seeds
+        epoch_s += models * (trained - began) * len(data) / len(part)
+        tests_s += study.seeds * (scored - trained) * tested / len(part)
+    epochs = int((60 * budget - tests_s) / epoch_s)
     if epochs < 1:
         raise PoolValueError(
-            f"{budget:g} minutes are too few: one epoch of all trainings takes {rest / 60:.1f}",
+            f"{budget:g} minutes are too few: one epoch of all trainings takes "
+            f"{(epoch_s + tests_s) / 60:.1f}",
             "Give more, or fewer variants, seeds or training items",
         )
     return epochs

@@ -60,6 +60,11 @@ class Clock:
             what += f"; {_in_words(pace * (left - share))} left"
         self.tell(what, done, total)
 
+    def of(self, task: Task, left: int, total: int) -> Callable[[int], None]:
+        """What a task is to call with the epochs that are done."""
+        epochs = self.study.schedule.epochs
+        return lambda done: self.say(describe(task), left, total, done / epochs)
+
 
 def work(study: Study, journal: Journal, tell: Progress) -> list[Record]:
     """Do the tasks of a study until all are done, here or by others; returns all records."""
@@ -70,25 +75,18 @@ def work(study: Study, journal: Journal, tell: Progress) -> list[Record]:
         if not left:
             clock.say("done", 0, total)
             return records
-        for task in ready:
-            if not journal.claim(task.key):
-                continue
-            try:
-                # Someone may have finished it between the look at the records and the claim.
-                if task.key not in done_keys(journal.records()):
-
-                    def epoch(done: int, task: Task = task) -> None:
-                        share = done / study.schedule.epochs
-                        clock.say(describe(task), left, total, share)  # noqa: B023 - runs now
-
-                    clock.say(describe(task), left, total)
-                    journal.append(study.perform(task, epoch))
-            finally:
-                journal.release(task.key)
-            break
-        else:
+        mine = next((task for task in ready if journal.claim(task.key)), None)
+        if mine is None:
             clock.say("others are at what is left", left, total)
             time.sleep(_PATIENCE)
+            continue
+        try:
+            # Someone may have finished it between the look at the records and the claim.
+            if mine.key not in done_keys(journal.records()):
+                clock.say(describe(mine), left, total)
+                journal.append(study.perform(mine, clock.of(mine, left, total)))
+        finally:
+            journal.release(mine.key)
 
 
 def outstanding(study: Study, records: list[Record]) -> tuple[list[Task], int, int]:

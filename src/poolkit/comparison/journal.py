@@ -26,6 +26,9 @@ _WRITING = 0
 class Journal:
     """A file of records; `claim` reserves work among processes.
 
+    The locks are on a file beside it, ``.NAME.lock``, which is empty and stays. They are a
+    process's, so one process opens a journal once at a time.
+
     Raises:
         PoolValueError: if the file cannot be written, or holds something else.
     """
@@ -108,8 +111,12 @@ class Journal:
 
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
-        except OSError:
+        except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            raise PoolValueError(
+                f"cannot lock {self.path}: {error.strerror}", "Name a file on another disk"
+            ) from error
         return True
 
     def release(self, key: str) -> None:

@@ -80,6 +80,11 @@ class Source:
         self, variant: Variant, example: torch.Tensor, seed: int, width: float = 1.0
     ) -> nn.Module:
         """A model with the poolings of a variant; the same seed gives the same shared weights."""
+        if width != 1.0 and not self.has_width:
+            raise PoolValueError(
+                f"{self.name} has no argument width, so its size cannot be that of the baseline",
+                "Give it one, 1 by default, or leave this control out",
+            )
         options = dict(self.options) | ({} if width == 1.0 else {"width": width})
         with fixed_randomness(seed):
             made = call(self.name, self.factory, **options)
@@ -97,7 +102,7 @@ class Source:
         found = hashlib.sha256(repr(model).encode())
         for name, value in model.state_dict().items():
             found.update(name.encode())
-            found.update(value.cpu().contiguous().numpy().tobytes())
+            found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
 
@@ -126,7 +131,7 @@ def model_source(given: str | Factory | None, channels: int, classes: int) -> So
 def matched_width(measure: Callable[[float], int], wanted: int) -> float:
     """The width at which a model measures closest to `wanted`, found by bisection.
 
-    >>> matched_width(lambda width: round(100 * width) ** 2, 2500)
+    >>> round(matched_width(lambda width: round(100 * width) ** 2, 2500), 2)
     0.5
     """
     tried: dict[float, int] = {}
