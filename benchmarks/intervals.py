@@ -14,11 +14,11 @@ from scipy.stats import ttest_1samp
 
 from poolkit.comparison.statistics import paired_difference
 
-STUDIES, ITEMS, RESAMPLES = 500, 500, 400
+STUDIES, ITEMS, RESAMPLES = 400, 500, 400
 #: Standard deviations of seeds, of items, and of one model on one item.
 SPREADS = {
     "noise alone": (0.0, 0.0, 0.2),
-    "seeds": (0.01, 0.0, 0.2),
+    "seeds": (0.03, 0.0, 0.2),
     "items": (0.0, 0.2, 0.2),
     "both": (0.005, 0.1, 0.2),
 }
