@@ -1,6 +1,6 @@
 """A network without norms and without a pooling of the whole map, to compare poolings in.
 
-    poolkit compare benchmarks/plain_cnn.py:plain_cnn --variants max,avg,max_blur,strided,moved-stride
+    poolkit compare benchmarks/plain_cnn.py:plain_cnn --variants max,avg,max_blur,strided
 
 Two convolutions, each with a pool of 2x2, and a linear layer that sees every position of the map.
 """

@@ -128,14 +128,16 @@ class Comparison:
             "better": f"better than {self.baseline.name} by {points.lstrip('+')}",
             "worse": f"worse than {self.baseline.name} by {points.lstrip('-')}",
             "equivalent": f"equivalent to {self.baseline.name} within {margin}",
-            "inconclusive": f"inconclusive: {points} could be chance, and more than {margin}",
+            "inconclusive": f"inconclusive: {points} may be chance",
         }[row.outcome]
         if row.outcome == "inconclusive":
-            text += (
-                f"; about {row.seeds_needed} seeds would settle it"
-                if row.seeds_needed is not None
-                else "; no number of seeds would settle it, only more test items"
-            )
+            assert row.interval is not None
+            if row.interval[0] > 0 or row.interval[1] < 0:
+                text += f" in one of {len(self.rows) - 1}"
+            needed = "no number of seeds would settle it, only more test items"
+            if row.seeds_needed is not None:
+                needed = f"about {row.seeds_needed} seeds would settle it"
+            text += f", and may be more than {margin}; {needed}"
         return f"{text}, on this data only"
 
     def __str__(self) -> str:
