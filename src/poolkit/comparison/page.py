@@ -10,7 +10,7 @@ from pathlib import Path
 from poolkit.comparison.costs import LAYOUTS
 from poolkit.comparison.report import Comparison, VariantRow
 from poolkit.comparison.terminal import counted, human_number
-from poolkit.inspection.report import human_bytes
+from poolkit.inspection.wording import human_bytes
 from poolkit.pages import document
 
 _HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from poolkit.comparison.costs import LAYOUTS
 from poolkit.comparison.report import Comparison, VariantRow
-from poolkit.inspection.report import human_bytes
+from poolkit.inspection.wording import human_bytes
 from poolkit.inspection.terminal import plain_table
 
 _STYLES = {

@@ -5,8 +5,6 @@ The table reads without JavaScript; ``page.js`` adds sorting, filters, keys and 
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-from poolkit.errors import MissingExtraError
 from poolkit.inspection.pictures import colour_of, data_uri, ramp
 from poolkit.inspection.records import (
     LOOKED_FOR,
@@ -33,6 +30,7 @@ from poolkit.inspection.wording import (
     human_shape,
     human_share,
 )
+from poolkit.pages import document
 
 _HERE = Path(__file__).parent
 #: The part of a spectrum that is drawn: six decades below the largest power.
@@ -41,38 +39,27 @@ _DECADES = 6
 
 def render(report: Findings) -> str:
     """Return the page of ``report``. Needs Jinja2, and Pillow for the colour scale."""
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingExtraError("jinja2", "inspect") from None
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {
-        "bytes": human_bytes,
-        "ms": human_ms,
-        "shape": human_shape,
-        "share": human_share,
-        "number": lambda value: f"{value:.4g}",
-        "measure": human_measure,
-        "png": data_uri,
-        "jpeg": lambda data: data_uri(data, "jpeg"),
-        "colour": colour_of,
-        "places": describe_places,
-        "spectrum": Curves.of,
-    }
-    environment.globals |= {"gauge": gauge, "count": human_count}
-    # The page allows exactly this style and this script, and nothing else: whatever a model's
-    # names hold, no script and no request can come of it.
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     times = [t for layer in report.layers for t in (layer.torch_ms, layer.poolkit_ms) if t]
-    template = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return document(
+        _HERE / "page.html.j2",
+        [_HERE / "page.css"],
+        {
+            "bytes": human_bytes,
+            "ms": human_ms,
+            "shape": human_shape,
+            "share": human_share,
+            "number": lambda value: f"{value:.4g}",
+            "measure": human_measure,
+            "png": data_uri,
+            "jpeg": lambda data: data_uri(data, "jpeg"),
+            "colour": colour_of,
+            "places": describe_places,
+            "spectrum": Curves.of,
+        },
+        [_HERE / "page.js"],
+        gauge=gauge,
+        count=human_count,
         report=report,
-        style=style,
-        script=script,
-        style_digest=_digest(style),
-        script_digest=_digest(script),
         timed=bool(times),
         slowest=max(times, default=1.0),
         ramp=ramp(),
@@ -83,10 +70,6 @@ def render(report: Findings) -> str:
         measures=MEASURES,
         yardsticks=YARDSTICKS,
     )
-
-
-def _digest(text: str) -> str:
-    return b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def likeness(layers: Sequence[LayerRecord]) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ def load_model(where: str) -> tuple[nn.Module | OnnxModel, tuple[Any, ...] | Non
         return program, program.example_arguments
     if where.endswith(".onnx"):
         return OnnxModel.load(Path(where)), None
-    factory = load(where)
+    factory = load(where, forms=f"{FORMS}, or an .onnx or .pt2 file")
     return unpacked(factory if isinstance(factory, nn.Module) else call(where, factory), where)
 
 
@@ -52,7 +52,10 @@ def unpacked(made: Any, where: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
     return made, inputs
 
 
-def load(where: str, what: str = "MODEL") -> Any:
+FORMS = "file.py:factory, package.module:factory"
+
+
+def load(where: str, what: str = "MODEL", forms: str = FORMS) -> Any:
     """What ``file.py:name`` or ``package.module:name`` names, as it is.
 
     Raises PoolError, in one line, if there is no such file, module or name, or if it raises.
@@ -60,7 +63,7 @@ def load(where: str, what: str = "MODEL") -> Any:
     file_or_module, colon, name = where.rpartition(":")
     if not colon or not file_or_module or not name:
         raise PoolValueError(
-            f"{what} is file.py:factory or package.module:factory, got {where!r}",
+            f"{what} is {forms}, got {where!r}",
             f"Name the function that returns the {what.lower()} after a colon",
         )
     source = _module(file_or_module)
