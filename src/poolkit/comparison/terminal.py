@@ -9,8 +9,8 @@ from rich.text import Text
 
 from poolkit.comparison.costs import LAYOUTS
 from poolkit.comparison.report import Comparison, VariantRow
-from poolkit.inspection.wording import human_bytes
 from poolkit.inspection.terminal import plain_table
+from poolkit.inspection.wording import human_bytes
 
 _STYLES = {
     "baseline": "dim", "better": "bold green", "worse": "bold red", "equivalent": "cyan",
