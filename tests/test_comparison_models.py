@@ -369,6 +369,7 @@ def test_fashion_mnist_is_read_from_idx_files(tmp_path):
             path.write_bytes(gzip.compress(header + array.tobytes()))
     data = load_data(f"fashion-mnist(folder={str(tmp_path)!r},train=20,validation=20,test=20)")
     assert [len(split) for split in data.splits] == [20, 20, 20]
+    assert data.name == "fashion-mnist(train=20, validation=20, test=20)"
     assert data.test.labels.bincount().tolist() == [2] * 10
     # The last image as it was read, behind its border of 2.
     picture = (data.test.inputs * 255).round().byte()[..., 2:-2, 2:-2]

@@ -93,7 +93,9 @@ def load_data(where: str) -> Data:
         raise PoolValueError(
             f"the options of {where!r} do not fit: {error}", "It has train, validation and test"
         ) from None
-    return as_data(splits, where)
+    # Where a folder lies says nothing about what is in it.
+    said = ", ".join(f"{key}={value}" for key, value in options.items() if key != "folder")
+    return as_data(splits, f"{name}({said})" if said else name)
 
 
 def as_data(made: Any, name: str = "data") -> Data:
