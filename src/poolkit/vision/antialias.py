@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_traced
 from ..functional import Size, max_pool2d, new_sliding
 from ..torch.autograd import apply
+from ..torch.layout import channels_behind
 from ..windows.base import freeze, per_axis
-from .maps import batched, channels_behind, result_dtype, working_dtype
+from .maps import batched, result_dtype, working_dtype
 from .placed import Windowed
 from .registry import listed
 
@@ -116,7 +117,7 @@ def _blur(x: Tensor, sizes: Sequence[int], stride: Sequence[int], pads: Pads, mo
         else:
             out = apply(_Filter, padded, weight, tuple(stride))
     out = out.to(result)
-    return out.contiguous(memory_format=torch.channels_last) if channels_behind(x) else out
+    return out.contiguous(memory_format=torch.channels_last) if channels_behind(x, 2) else out
 
 
 def _check_mode(mode: Any) -> None:
@@ -474,7 +475,7 @@ def aps_pool2d(
         sizes = per_axis("kernel_size", freeze(kernel_size), 2, lambda k: k >= 1, "at least 1")
         strides = per_axis("stride", freeze(stride), 2, lambda s: s >= 1, "at least 1")
         pads: Pads = tuple(((k - 1) // 2, k // 2) for k in sizes)
-        behind = channels_behind(maps)
+        behind = channels_behind(maps, 2)
         if front == "blur":
             _geometry(sizes, 1, 0, 2)
             maps = _blur(maps, sizes, (1, 1), pads, "circular")

@@ -2,7 +2,7 @@
 network has learned (LIP).
 
 Both are computed a stripe of outputs at a time, place by place within the window (see
-`ordered.in_stripes`), and again for a gradient, so that memory does not grow with the window.
+`taps.in_stripes`), and again for a gradient, so that memory does not grow with the window.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from ..core import pool
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size
 from ..reductions import Mean
+from ..torch.layout import channels_behind
 from ..windows import Sliding
 from ..windows.base import freeze, per_axis
-from .maps import batched, channels_behind, result_dtype, working_dtype
+from .maps import batched, result_dtype, working_dtype
 from .registry import listed
 
 __all__ = [
@@ -112,7 +113,7 @@ def spectral_pool2d(
             # Along the rows last, which are then fewer and lie in one piece.
             out = _cropped(_cropped(out, size[0], 2), size[1], 3)
         out = out.to(result_dtype(maps))
-        if channels_behind(maps):
+        if channels_behind(maps, 2):
             out = out.contiguous(memory_format=torch.channels_last)
         return out[0] if added else out
     except PoolError as error:
@@ -125,7 +126,7 @@ def spectral_pool2d(
     formula="F⁻¹ of the low frequencies of F x, F the discrete Fourier transform",
     gradient="to all values, by the same low-pass filter",
     cost="a Fourier transform along each axis, and back",
-    paper="Rippel, Snoek and Adams, Spectral representations for convolutional networks, 2015",
+    paper="Rippel et al. 2015, Spectral representations for convolutional neural networks",
 )
 class SpectralPool2d(nn.Module):
     """`spectral_pool2d` as a module; by default to half the size.

@@ -12,7 +12,7 @@ from ..errors import PoolTypeError, is_torch_tensor
 from ..functional import check_rank
 from ..torch.plain import NAMES, check
 
-__all__ = ["batched", "channels_behind", "check_floating", "result_dtype", "working_dtype"]
+__all__ = ["batched", "check_floating", "result_dtype", "working_dtype"]
 
 
 def check_maps(x: Any) -> None:
@@ -37,10 +37,6 @@ def batched(x: Any) -> tuple[Tensor, bool]:
     """`x` with a batch in front, and whether that had to be added."""
     check_maps(x)
     return (x, False) if x.ndim == 4 else (x[None], True)
-
-
-def channels_behind(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from ..errors import PoolValueError, is_traced
 from ..torch.autograd import apply
+from ..torch.layout import channels_behind
 from ..windows import Global, Sliding, Window
-from .maps import channels_behind
 
 __all__ = ["Taps", "in_stripes", "inside"]
 
@@ -209,7 +209,7 @@ class _InStripes(torch.autograd.Function):
             (*x.shape[:2], *stripes.taps.outputs),
             dtype=stripes.result,
             device=x.device,
-            memory_format=torch.channels_last if channels_behind(x) else torch.contiguous_format,
+            memory_format=torch.channels_last if channels_behind(x, 2) else torch.contiguous_format,
         )
         for where, place in stripes.parts(tensors):
             parts = [part_of(t, w) for t, w in zip(tensors, where, strict=True)]
