@@ -416,7 +416,7 @@ def test_errors() -> None:
         GeMPool2d(per_channel=True)
     with says(PoolValueError, "r for each channel is a parameter. Give learned=True"):
         LSEPool2d(2, per_channel=True, channels=3)
-    with says(PoolValueError, "channels must be an integer of at least 1, got 0"):
+    with says(PoolValueError, "channels must be at least 1, got 0"):
         GeMPool2d(per_channel=True, channels=0)
     with says(PoolValueError, "p must be above 0 and finite, got 0.0, while pooling float64"):
         gem_pool2d(X, 2, p=0.0)
@@ -438,3 +438,22 @@ def test_errors() -> None:
         soft_pool2d(X, None, stride=2)
     with says(PoolTypeError, "complex64 cannot be pooled"):
         soft_pool2d(X.to(torch.complex64).requires_grad_(), 2)
+
+
+@pytest.mark.parametrize("make", [GlobalGeMPool2d, lambda: LSEPool2d(2, learned=True)])
+def test_transforms_see_a_learned_exponent(make: Any) -> None:
+    module = make()
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    x = torch.rand(4, 3, 6, 6)
+
+    def loss(parameters: Any, one: Any) -> Any:
+        return torch.func.functional_call(module, parameters, (one[None],)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i in range(len(x)):
+        (want,) = torch.autograd.grad(
+            loss(dict(module.named_parameters()), x[i]), module.parameters()
+        )
+        (name,) = parameters
+        torch.testing.assert_close(of_each[name][i], want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.func.vmap(module)(x[:, None])[:, 0], module(x))

@@ -56,8 +56,11 @@ def soft(input: Array, beta: float, window: Window) -> Array:
 
 
 def _differentiates(x: Tensor) -> bool:
-    """Whether a gradient is made here; a compiler takes those of the operators it is shown."""
-    return torch.is_grad_enabled() and x.requires_grad and not is_compiling()
+    """Whether a gradient is made here; a compiler and the transforms of torch.func take those of
+    the operators they are shown."""
+    if is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def _wide(x: Array, eps: float | None) -> Array:
