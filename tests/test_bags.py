@@ -268,6 +268,29 @@ def test_same_bits_for_any_number_of_threads() -> None:
         assert torch.equal(grad, first[2])
 
 
+@pytest.mark.parametrize("garbage", [0, -1, 99])
+def test_entries_behind_the_lengths_do_not_count(garbage: int) -> None:
+    """Neither for the frequency of a row, nor for its norm, nor for its sparse gradient."""
+    words = torch.tensor([[1, garbage, garbage], [1, 2, garbage]])
+    lengths, flat, offsets = torch.tensor([1, 2]), torch.tensor([1, 1, 2]), torch.tensor([0, 1])
+    start = torch.arange(10.0).reshape(5, 2)
+    for options in ({"scale_grad_by_freq": True}, {"sparse": True}, {"max_norm": 2.0}):
+        found = []
+        for given in ({"input": words, "lengths": lengths}, {"input": flat, "offsets": offsets}):
+            table = start.clone().requires_grad_()
+            pooled = poolkit.embedding_bag(weight=table, mode="sum", **given, **options)
+            pooled.sum().backward()
+            gradient = table.grad.to_dense() if table.grad.is_sparse else table.grad
+            found.append((pooled.detach(), gradient, table.detach()))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert torch.equal(found[0][2][[0, 3, 4]], start[[0, 3, 4]])
+
+
+def test_an_additive_mask_is_refused() -> None:
+    with pytest.raises(PoolType, match="a mask holds bools, or 0 and 1"):
+        poolkit.embedding_bag(FLAT[None], torch.ones(9, 2), mask=torch.zeros(1, len(FLAT)))
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by the compiler itself
 def test_compiled_whole() -> None:
     table, index, weights = rows_of(8)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name
 from ..torch.bags import pool_bags, row_products, softmax_of_entries
 from ..torch.plain import real_dtype
+from .tokens import checked_mask
 
 __all__ = ["EmbeddingBag", "embedding_bag"]
 
@@ -33,6 +34,8 @@ def embedding_bag(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
     query: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
 ) -> Tensor:
     """Rows of `weight` that each bag names, pooled without being gathered.
 
@@ -53,6 +56,7 @@ def embedding_bag(
         scale_grad_by_freq: whether the gradient of a row is divided by how often it is named.
         sparse: whether the gradient of `weight` is a sparse tensor.
         query: (dim), for "attention".
+        max_norm: rows that are named are scaled in place to at most this `norm_type`-norm first.
 
     Returns:
         (bags, dim) in the dtype of `weight`. Half types accumulate in float32. A bag without
@@ -78,12 +82,18 @@ def embedding_bag(
         index, begin, count = _entries(input, offsets, lengths, mask, include_last_offset)
         entries = per_sample_weights
         entries = None if entries is None else entries.reshape(-1)
-        kept = None if mask is None else _checked_mask(mask, input).reshape(-1)
+        kept = _there(input, count, lengths, mask)
+        # A compiler may not ask how many there are; the kernel reads no others.
+        if lengths is not None and is_compiling() and not (scale_grad_by_freq or sparse):
+            kept = None
         if padding_idx is not None:
             there = index != padding_idx % max(weight.shape[0], 1)
             kept = there if kept is None else kept & there
         if kept is not None:
             index, begin, count, entries = _only(kept, index, begin, count, entries)
+        if max_norm is not None:
+            with torch.no_grad():
+                torch.embedding_renorm_(weight, index, max_norm, norm_type)
         table = weight
         if scale_grad_by_freq and weight.requires_grad:
             often = torch.bincount(index, minlength=weight.shape[0])
@@ -276,13 +286,16 @@ def _check_offsets(offsets: Tensor, entries: int, include_last_offset: bool) -> 
         )
 
 
-def _checked_mask(mask: Tensor, input: Tensor) -> Tensor:
-    if mask.shape != input.shape:
-        raise PoolValueError(
-            f"the mask has shape {tuple(mask.shape)}, input {tuple(input.shape)}",
-            "Give one truth value for each entry",
-        )
-    return mask.bool()
+def _there(
+    input: Tensor, count: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> Tensor | None:
+    """Which of the entries, in one row, are there; None for all."""
+    if mask is not None:
+        found = checked_mask(mask, input)
+        return None if found is None else found.reshape(-1)
+    if lengths is None or input.ndim == 1:
+        return None
+    return (torch.arange(input.shape[1], device=count.device) < count[:, None]).reshape(-1)
 
 
 def _only(
@@ -381,11 +394,6 @@ class EmbeddingBag(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        if self.max_norm is not None:
-            with torch.no_grad():
-                torch.embedding_renorm_(
-                    self.weight, input.reshape(-1).long(), self.max_norm, self.norm_type
-                )
         return embedding_bag(
             input,
             self.weight,
@@ -399,6 +407,8 @@ class EmbeddingBag(nn.Module):
             scale_grad_by_freq=self.scale_grad_by_freq,
             sparse=self.sparse,
             query=self.query,
+            max_norm=self.max_norm,
+            norm_type=self.norm_type,
         )
 
     def extra_repr(self) -> str:
