@@ -108,6 +108,56 @@ def test_empty_rules_and_errors() -> None:
         poolkit.PoolValueError, match=r"must be \(batch, time, channels\), got rank 2"
     ):
         poolkit.nn.SequencePool()(x[0])
+    with pytest.raises(poolkit.PoolValueError, match="4 channels, the query has 3"):
+        poolkit.nn.SequencePool("query", 3)(x, mask)
+
+
+@pytest.mark.parametrize("mode", ["query", "attentive_stats"])
+def test_padding_does_not_reach_a_learned_query(mode: str) -> None:
+    x, mask = batch()
+    broken = x.masked_fill(mask[..., None] == 0, float("nan"))
+    gradients = []
+    for tokens in (x, broken):
+        module = made(mode)
+        module(tokens, mask).sum().backward()
+        gradients.append(module.queries[mode].grad)
+    assert gradients[0].abs().min() > 0
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("mode", ["query", "attentive_stats"])
+def test_scores_have_the_same_bits_in_any_batch(mode: str) -> None:
+    """A product of a matrix and a vector may round a row by where it stands."""
+    torch.manual_seed(0)
+    module = poolkit.nn.SequencePool(mode, 37)
+    torch.nn.init.normal_(module.queries[mode])
+    x, lengths = torch.randn(7, 13, 37), torch.randint(1, 14, (7,))
+    pooled = module(x, lengths=lengths)
+    for i, n in enumerate(lengths.tolist()):
+        assert torch.equal(module(x[i : i + 1, :n])[0], pooled[i])
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "k_max", "weighted_mean", "query", "first"])
+def test_every_mode_follows_the_rule_for_empty_sequences(mode: str) -> None:
+    x, mask = batch()
+    ragged = poolkit.Segments(mask=mask, empty=7)
+    for pooled in (
+        poolkit.nn.SequencePool(mode, 4, empty=7)(x, mask),
+        poolkit.nn.SequencePool(mode, 4)(x, segments=ragged),
+    ):
+        assert pooled[2].tolist() == [7] * 4
+        assert (pooled[0] != 7).all()
+    with pytest.raises(poolkit.PoolValueError, match="segment 2 has no rows"):
+        poolkit.nn.SequencePool(mode, 4, empty="error")(x, mask)
+
+
+@pytest.mark.parametrize("mode", ["k_max", "weighted_mean", "query", "first", "std"])
+def test_weights_are_refused_where_they_mean_nothing(mode: str) -> None:
+    weighted = poolkit.Segments(offsets=[0, 2, 3], weights=[1.0, 2.0, 3.0])
+    with pytest.raises(poolkit.PoolTypeError, match=r"weights"):
+        poolkit.nn.SequencePool(mode, 4)(torch.ones(3, 4), segments=weighted)
+    with pytest.raises(poolkit.PoolTypeError, match="the k largest values have no weights"):
+        poolkit.k_max_pool1d(torch.ones(3, 4), 1, weighted)
 
 
 SENTENCES = [

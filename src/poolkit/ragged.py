@@ -43,10 +43,10 @@ def pool_segments(x: Array, segments: Segments, reduction: Reduction, runner: An
         rows, reduction = reduction.first(rows)
 
     def run(spans: Spans) -> Array:
-        if isinstance(reduction, Place):
-            return _take_place(rows, spans, reduction)
         if found.weights is not None:
             return _pool_weighted(rows, spans, found.weights, reduction, runner)
+        if isinstance(reduction, Place):
+            return _take_place(rows, spans, reduction)
         if isinstance(reduction, SqrtN) and dtype_of(rows).kind == "float":
             roots = np.sqrt(spans.count.astype(np.float64))
             return runner.run_bags(rows, spans, "sum", None, roots, 1.0)

@@ -199,6 +199,8 @@ def _check(x: Any, segments: Any, mask: Any, lengths: Any) -> None:
                 f"segments must be a poolkit.Segments, got {type(segments).__name__}",
                 "Name mask= or lengths= otherwise",
             )
+        if segments.weights is not None:
+            raise PoolTypeError("the k largest values have no weights", "Drop those of segments")
         return
     if x.is_nested or x.ndim not in (2, 3):
         got = "a nested tensor" if x.is_nested else f"rank {x.ndim}"

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name
+from ..ragged import value_of_empty
 from ..reductions import Reduction, as_reduction
+from ..torch.bags import row_products
 from ..windows import Segments
 from ..windows.segments import laid_out
-from .attentive import attentive_pool, attentive_stats
+from .attentive import attentive_pool, attentive_stats, without_absent
 from .kmax import k_max_pool1d
 
 __all__ = ["SequencePool"]
@@ -115,7 +117,7 @@ class SequencePool(nn.Module):
             window = self._window(tokens, mask, lengths, segments)
             return torch.cat([self._pooled(tokens, window, mode) for mode in self.modes], -1)
         except PoolError as error:
-            raise error.during(f"{describe(tokens)} by {self}") from None
+            raise error.during(f"{describe(tokens)} by SequencePool({self.extra_repr()})") from None
 
     def _window(
         self,
@@ -145,32 +147,64 @@ class SequencePool(nn.Module):
         if isinstance(mode, Reduction):
             pooled: Tensor = pool(tokens, window, mode)
             return pooled
+        if window.weights is not None:
+            raise PoolTypeError(
+                f"{mode} weighs rows itself, and the segments have weights too", "Drop those"
+            )
         if mode == "k_max":
-            return k_max_pool1d(tokens, self.k, window).flatten(1)
+            return _k_largest(tokens, self.k, window)
         if mode == "weighted_mean":
-            rows = window.rows_of(tokens)
-            return self._weighted(rows.values, rows.begin, rows.count)
+            return _weighted_by_place(tokens, window)
         if tokens.is_nested:
             tokens, window = _flattened(tokens, window)
-        query = self.queries[mode]
-        scores = (tokens.to(query.dtype) @ query) / math.sqrt(len(query))
+        tokens = without_absent(tokens, window)
+        scores = _scores(tokens, self.queries[mode])
         if mode == "query":
             return attentive_pool(tokens, scores, window)
         return torch.cat(attentive_stats(tokens, scores, window), -1)
 
-    def _weighted(self, values: Tensor, begin: np.ndarray, count: np.ndarray) -> Tensor:
-        _, rows = laid_out(begin, count)
-        offsets = np.concatenate([[0], count.cumsum()])
-        places = np.arange(len(rows)) - np.repeat(offsets[:-1], count) + 1.0
-        if not np.array_equal(rows, np.arange(len(values))):
-            values = values[torch.from_numpy(rows).to(values.device)]
-        ragged = Segments(offsets=offsets, weights=places, empty=self.empty)
-        pooled: Tensor = pool(values, ragged, "mean")
-        return pooled
-
     def extra_repr(self) -> str:
         names = ", ".join(repr(mode) for mode in self.modes)
         return names if "k_max" not in self.modes else f"{names}, k={self.k}"
+
+
+def _k_largest(tokens: Tensor, k: int, window: Segments) -> Tensor:
+    pooled = k_max_pool1d(tokens, k, window).flatten(1)
+    present = window.rows_of(tokens).count > 0
+    if present.all():
+        return pooled
+    value = value_of_empty(window, present, dtype_name(pooled))
+    absent = torch.from_numpy(~present).to(pooled.device)
+    return pooled.masked_fill(absent[:, None], value)
+
+
+def _weighted_by_place(tokens: Tensor, window: Segments) -> Tensor:
+    """The mean of each sequence with the weights 1, 2, 3, ..."""
+    found = window.rows_of(tokens)
+    values, count = found.values, found.count
+    _, rows = laid_out(found.begin, count)
+    offsets = np.concatenate([[0], count.cumsum()])
+    places = np.arange(len(rows)) - np.repeat(offsets[:-1], count) + 1.0
+    if not np.array_equal(rows, np.arange(len(values))):
+        values = values[torch.from_numpy(rows).to(values.device)]
+    ragged = Segments(offsets=offsets, weights=places, empty=window.empty)
+    pooled: Tensor = pool(values, ragged, "mean")
+    return pooled
+
+
+def _scores(tokens: Tensor, query: Tensor) -> Tensor:
+    """The inner product of each token with the query, over sqrt(channels): one sum for each, of the
+    same bits whatever stands beside it, which a product of matrices does not promise."""
+    if tokens.shape[-1] != len(query):
+        raise PoolValueError(
+            f"tokens have {tokens.shape[-1]} channels, the query has {len(query)}",
+            f"Make the module with channels={tokens.shape[-1]}",
+        )
+    lead = tokens.shape[:-1]
+    rows = tokens.reshape(lead.numel(), len(query)).to(query.dtype)
+    begin = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    own = (query / math.sqrt(len(query)))[None]
+    return row_products(rows, None, begin, begin + rows.shape[0], own).reshape(lead)
 
 
 def _flattened(tokens: Tensor, window: Segments) -> tuple[Tensor, Segments]:
