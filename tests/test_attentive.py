@@ -302,9 +302,9 @@ def test_errors() -> None:
         segment_softmax([1.0], segments)  # type: ignore[arg-type]
     with pytest.raises(PoolValueError, match=r"\(batch, time, \*features\), got rank 1.*Segments"):
         segment_softmax(scores)
-    with pytest.raises(PoolValueError, match=r"mask has shape \(5,\), the batch \(5, 2\)"):
+    with pytest.raises(PoolValueError, match=r"mask has shape \(5,\), what it is of \(5, 2\)"):
         attentive_pool(x[..., None], torch.zeros(5, 2), torch.ones(5, dtype=torch.bool))
-    with pytest.raises(PoolTypeError, match="a mask is of bools, got float32"):
+    with pytest.raises(PoolTypeError, match=r"a mask holds bools, or 0 and 1, got torch\.float32"):
         attentive_pool(x[..., None], torch.zeros(5, 2), torch.ones(5, 2))
     with pytest.raises(PoolTypeError, match="segments are list"):
         attentive_pool(x, scores, [0, 5])  # type: ignore[arg-type]
@@ -318,3 +318,14 @@ def test_errors() -> None:
     with pytest.raises(PoolValueError, match="for the rows of a nested tensor"):
         attentive_pool(nested, torch.zeros(4))
     assert attentive_pool(nested, scores).shape == (2, 2)
+
+
+@pytest.mark.parametrize("form", ["mask", "segments"])
+def test_scores_may_have_another_dtype(form: str) -> None:
+    x, scores = torch.randn(2, 3, 4), torch.randn(2, 3)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    given = mask if form == "mask" else Segments(mask=mask)
+    want = attentive_pool(x.double(), scores.double(), given)
+    assert attentive_pool(x.double(), scores, given).dtype is torch.float64
+    for a, b in ((x.double(), scores), (x, scores.double()), (x, scores)):
+        torch.testing.assert_close(attentive_pool(a, b, given).double(), want, atol=1e-6, rtol=0)

@@ -114,13 +114,15 @@ def test_empty_batches_and_histories(softmax: bool) -> None:
     assert module(drawn(0, 3, 4), drawn(0, 4)).shape == (0, 4)
     assert module(drawn(2, 0, 4), drawn(2, 3, 4)).tolist() == [[[0.0] * 4] * 3] * 2
     assert (
-        poolkit.decayed_mean(drawn(2, 3, 4), drawn(2, 3).abs(), 1.0, torch.zeros(2, 3)).eq(0).all()
+        poolkit.decayed_mean(drawn(2, 3, 4), drawn(2, 3).abs(), 1.0, torch.zeros(2, 3).bool())
+        .eq(0)
+        .all()
     )
 
 
 def test_without_a_mask_all_are_events() -> None:
     history, target = drawn(3, 5, 4), drawn(3, 2, 4, seed=1)
-    found, masked = (made()(history, target, mask) for mask in (None, torch.ones(3, 5)))
+    found, masked = (made()(history, target, mask) for mask in (None, torch.ones(3, 5).bool()))
     torch.testing.assert_close(found, masked)
 
 
@@ -173,3 +175,23 @@ def test_errors() -> None:
         poolkit.decayed_mean(history, torch.ones(2, 3), 0.0)
     with pytest.raises(PoolType, match="must be floating"):
         poolkit.decayed_mean(torch.ones(2, 3), torch.ones(2, 3), 1.0)
+
+
+def test_an_additive_mask_is_refused() -> None:
+    """As a truth value it would be the opposite of what it means."""
+    history, additive = torch.rand(2, 3, 4), torch.zeros(2, 3)
+    with pytest.raises(PoolType, match="a mask holds bools, or 0 and 1"):
+        poolkit.decayed_mean(history, torch.ones(2, 3), 1.0, additive)
+    with pytest.raises(PoolType, match="a mask holds bools, or 0 and 1"):
+        poolkit.nn.TargetAttention(4)(history, history[:, 0], additive)
+
+
+def test_histories_of_no_time() -> None:
+    assert (
+        poolkit.decayed_mean(torch.rand(2, 0, 4), torch.ones(2, 0), 1.0).tolist() == [[0] * 4] * 2
+    )
+    for softmax in (False, True):
+        pooled = poolkit.nn.TargetAttention(4, softmax=softmax)(
+            torch.rand(2, 0, 4), torch.rand(2, 4)
+        )
+        assert pooled.tolist() == [[0] * 4] * 2

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..sequences.tokens import checked_mask
 from ..torch.plain import real_dtype
 
 __all__ = ["Dice", "TargetAttention", "decayed_mean"]
@@ -40,7 +41,7 @@ def decayed_mean(
     try:
         if x.ndim != 3 or not x.is_floating_point():
             raise PoolTypeError("a history must be floating (N, time, dim)", "Add or drop axes")
-        mask = _checked_mask(mask, x)
+        mask = _events(mask, x)
         if tuple(ages.shape) != tuple(x.shape[:2]):
             raise PoolValueError(
                 f"ages have shape {tuple(ages.shape)}, the history {tuple(x.shape[:2])}",
@@ -48,6 +49,8 @@ def decayed_mean(
             )
         if not torch.is_tensor(half_life) and not half_life > 0:
             raise PoolValueError(f"half_life must be above 0, got {half_life}", "Give a time")
+        if x.shape[1] == 0:  # of no events there is no youngest
+            return x.sum(1)
         wide = real_dtype(x.dtype)
         ages = ages.to(wide)
         youngest = ages.masked_fill(~mask, float("inf")).amin(1, keepdim=True)
@@ -60,15 +63,10 @@ def decayed_mean(
         raise error.during(f"{describe(x)} by decayed_mean") from None
 
 
-def _checked_mask(mask: Tensor | None, x: Tensor) -> Tensor:
-    if mask is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if tuple(mask.shape) != tuple(x.shape[:2]):
-        raise PoolValueError(
-            f"the mask has shape {tuple(mask.shape)}, the history {tuple(x.shape[:2])}",
-            "Give one truth value for each event",
-        )
-    return mask.bool()
+def _events(mask: Tensor | None, x: Tensor) -> Tensor:
+    """Where there is an event, (N, time)."""
+    there = checked_mask(mask, x)
+    return x.new_ones(x.shape[:2], dtype=torch.bool) if there is None else there
 
 
 def _without_padding(x: Tensor, mask: Tensor) -> Tensor:
@@ -219,7 +217,7 @@ class TargetAttention(nn.Module):
                     f"lengths have shape {tuple(lengths.shape)}", "Give one for each history"
                 )
             mask = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
-        return _checked_mask(mask, history)
+        return _events(mask, history)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, softmax={self.softmax}"

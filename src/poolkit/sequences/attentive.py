@@ -21,6 +21,7 @@ from ..reductions.base import root
 from ..torch.plain import real_dtype
 from ..windows import Segments
 from ..windows.segments import laid_out
+from .tokens import checked_mask
 
 __all__ = [
     "attentive_pool",
@@ -164,7 +165,8 @@ class _Padded:
                 f"a batch has the shape (batch, time, *features), got rank {x.ndim}",
                 "Say with Segments which rows belong together",
             )
-        self.absent = None if mask is None else ~_checked_mask(mask, x)
+        present = checked_mask(mask, x)
+        self.absent = None if present is None else ~present
 
     def rows(self, x: Tensor, absent: float = 0.0) -> Tensor:
         rows = widened(x.reshape(*x.shape[:2], math.prod(x.shape[2:])))
@@ -181,8 +183,9 @@ class _Padded:
         return sums[:, None]
 
     def weigh(self, weights: Tensor, rows: Tensor) -> Tensor:
+        wide = torch.promote_types(weights.dtype, rows.dtype)
         with in_full_precision(rows):
-            return weights.transpose(1, 2) @ rows
+            return weights.transpose(1, 2).to(wide) @ rows.to(wide)
 
     def restore(self, weights: Tensor, scores: Tensor) -> Tensor:
         return weights.reshape(scores.shape)
@@ -340,17 +343,3 @@ def _check(name: str, x: Tensor) -> None:
             f"{name} must be floating, got {str(x.dtype).removeprefix('torch.')}",
             "Convert it with .float()",
         )
-
-
-def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    if mask.is_floating_point() or mask.is_complex():
-        raise PoolTypeError(
-            f"a mask is of bools, got {str(mask.dtype).removeprefix('torch.')}",
-            "Give mask == 0 for one that is added to scores",
-        )
-    if mask.shape != x.shape[:2]:
-        raise PoolValueError(
-            f"the mask has shape {tuple(mask.shape)}, the batch {tuple(x.shape[:2])}",
-            "Give one truth value for each row",
-        )
-    return mask.to(device=x.device, dtype=torch.bool)

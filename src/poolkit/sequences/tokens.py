@@ -280,7 +280,7 @@ def check_tokens(x: Any, name: str = "tokens") -> None:
 
 
 def checked_mask(mask: Any, x: Tensor) -> Tensor | None:
-    """The mask of tokens as bools of the shape (N, T) on their device, or None."""
+    """The mask of tokens, events or entries as bools (N, T) on their device, or None."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor):
@@ -289,8 +289,8 @@ def checked_mask(mask: Any, x: Tensor) -> Tensor | None:
         )
     if mask.shape != x.shape[:2]:
         raise PoolValueError(
-            f"the mask has shape {tuple(mask.shape)}, the tokens {tuple(x.shape[:2])}",
-            "Give one truth value for each token",
+            f"the mask has shape {tuple(mask.shape)}, what it is of {tuple(x.shape[:2])}",
+            "Give one truth value for each place",
         )
     if mask.is_floating_point() or mask.is_complex():
         raise PoolTypeError(
