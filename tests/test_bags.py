@@ -286,6 +286,35 @@ def test_entries_behind_the_lengths_do_not_count(garbage: int) -> None:
         assert torch.equal(found[0][2][[0, 3, 4]], start[[0, 3, 4]])
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrt_n", "max", "soft", "attention"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # of torch itself
+def test_transforms(mode: str, weighted: bool) -> None:
+    """torch.func sees the same values and gradients, and maps over tables."""
+    torch.manual_seed(0)
+    words, offsets = torch.tensor([0, 1, 2, 2, 5]), torch.tensor([0, 2, 2])
+    table, query = torch.randn(6, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    weights = torch.rand(5, dtype=torch.float64) if weighted else None
+
+    def run(table: Any) -> Any:
+        return poolkit.embedding_bag(
+            words, table, offsets, mode, per_sample_weights=weights,
+            query=query if mode == "attention" else None,
+        )  # fmt: skip
+
+    leaf = table.clone().requires_grad_()
+    (want,) = torch.autograd.grad(run(leaf).square().sum(), leaf)
+    assert want.abs().max() > 0
+    torch.testing.assert_close(torch.func.grad(lambda t: run(t).square().sum())(table), want)
+    torch.testing.assert_close(
+        torch.func.vmap(run)(torch.stack([table, -table])), torch.stack([run(table), run(-table)])
+    )
+    _, moved = torch.func.jvp(lambda t: run(t).square().sum(), (table,), (table,))
+    torch.testing.assert_close(moved, (want * table).sum())
+    with pytest.raises(PoolValue, match="names row -1"):
+        torch.func.vmap(lambda t: poolkit.embedding_bag(-words[1:2], t, offsets[:1]))(table[None])
+
+
 def test_an_additive_mask_is_refused() -> None:
     with pytest.raises(PoolType, match="a mask holds bools, or 0 and 1"):
         poolkit.embedding_bag(FLAT[None], torch.ones(9, 2), mask=torch.zeros(1, len(FLAT)))

@@ -287,3 +287,18 @@ def test_transforms_and_saved_bytes() -> None:
         assert saved == []
         poolkit.pool(rows, Segments(offsets=[0, 100, 350, 600, 800, 1000]), "max")
     assert saved == [5 * 8]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "SqrtN()", "max", "min", "soft"])
+def test_weighted_segments_under_transforms(reduction: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3)
+    segments = poolkit.Segments(offsets=[0, 2, 2, 5], weights=torch.rand(5) + 0.1)
+
+    def run(x: Any) -> Any:
+        return poolkit.pool(x, segments, reduction)
+
+    leaf = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(run(leaf).square().sum(), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda x: run(x).square().sum())(x), want)
+    torch.testing.assert_close(torch.func.vmap(run)(torch.stack([x, -x]))[1], run(-x))

@@ -2,7 +2,8 @@
 
 The gradient of a table is a sum over the bags that see each row, the gradient of the weights an
 inner product, and each of these differentiates into the others, so no gathered row is kept. All
-sums are in the order of the entries: the same bits for any number of threads.
+sums are in the order of the entries: the same bits for any number of threads. Transforms of
+torch.func and forward mode are shown whole-array operations.
 
 Four operators. On the CPU they are kernels; on other devices, and in dtypes without a kernel, they
 are made of whole-array operations, which gather the rows.
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from ..bags import Addresses
 from ..errors import PoolValueError
@@ -74,6 +77,9 @@ def pool_bags(
     real = real_dtype(table.dtype)
     weights = None if weights is None else weights.to(real)
     divisors = None if divisors is None else divisors.to(real)
+    if _transformed():
+        _check(table, index, begin, count)
+        return _in_whole_arrays(table, index, begin, count, weights, divisors, reduction, parameter)
     if reduction == "sum":
         out: Tensor = apply(BagSum, table, index, begin, count, weights, divisors)
     elif reduction == "soft":
@@ -88,8 +94,48 @@ def row_products(
 ) -> Tensor:
     """(entries): the inner product of each entry's row with its bag's row in `own`, in float32 or
     float64; 0 for entries of no bag."""
+    if _transformed():
+        _check(table, index, begin, count)
+        return _bag_products_gathered(table, index, begin, count, own.to(table.dtype))
     products: Tensor = apply(BagProducts, table, index, begin, count, own.to(table.dtype))
     return products
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func or forward mode looks on: the whole-array operations
+    differentiate themselves in every way that these ask for."""
+    return not is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def _in_whole_arrays(
+    table: Tensor,
+    index: Tensor | None,
+    begin: Tensor,
+    count: Tensor,
+    weights: Tensor | None,
+    divisors: Tensor | None,
+    reduction: str,
+    parameter: float,
+) -> Tensor:
+    """`pool_bags` in operations that differentiate themselves."""
+    if reduction in ("sum", "soft"):
+        out, _ = _bag_pool_gathered(
+            table, index, begin, count, weights, divisors, reduction, parameter, False
+        )
+        return out
+    if not len(begin):
+        return table.new_zeros((0, table.shape[1]))
+    # The gradient goes to the first of equal values, so what is largest is found without one.
+    _, places = _bag_pool_gathered(
+        table.detach(), index, begin, count, None if weights is None else weights.detach(), None,
+        reduction, parameter, True,
+    )  # fmt: skip
+    entry = _entry_of(places.long(), begin, count)
+    picked = table.gather(0, entry if index is None else index[entry]).to(real_dtype(table.dtype))
+    picked = picked if weights is None else picked * weights[entry]
+    return torch.where(count[:, None] > 0, picked, 0.0).to(table.dtype)
 
 
 def softmax_of_entries(
