@@ -242,5 +242,9 @@ def test_errors() -> None:
         poolkit.bi_interaction(torch.zeros(2, 2), [0, 2])
     with pytest.raises(PoolValue, match=r"weights have shape \(2, 2\), fields \(2,\)"):
         poolkit.bi_interaction(torch.zeros(2, 2), weights=torch.zeros(2, 2))
+    with pytest.raises(PoolType, match="whole numbers, got float32"):
+        poolkit.nn.FM([3, 4], 2)(torch.zeros(1, 2))
+    with pytest.raises(PoolType, match="whole numbers, got bool"):
+        poolkit.nn.FM([3, 4], 2)(torch.ones(2).bool(), poolkit.Segments(offsets=[0, 2]))
     with pytest.raises(PoolValue, match="offsets end at 3, there are 2 rows"):
         poolkit.bi_interaction(torch.zeros(2, 2), poolkit.Segments(offsets=[0, 3]))

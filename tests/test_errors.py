@@ -504,3 +504,10 @@ def test_the_message_check_can_fail() -> None:
             check_parts(error, what, context, instead)
     with pytest.raises(AssertionError, match="no remedy"):
         refusal(lambda: (_ for _ in ()).throw(PoolValueError("a fact")))
+
+
+def test_a_question_ends_as_it_is() -> None:
+    assert (
+        str(PoolValueError("there is no x", "Did you mean y?")) == "there is no x. Did you mean y?"
+    )
+    assert str(PoolValueError("there is no x", "Give y")) == "there is no x. Give y."

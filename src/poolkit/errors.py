@@ -38,7 +38,8 @@ class PoolError(Exception):
 
     def __str__(self) -> str:
         where = f", while pooling {self.context}" if self.context else ""
-        remedy = f" {self.instead.rstrip('.')}." if self.instead else ""
+        stop = "" if self.instead.endswith("?") else "."
+        remedy = f" {self.instead.rstrip('.')}{stop}" if self.instead else ""
         return f"{self.what}{where}.{remedy}"
 
     def during(self, context: str) -> PoolError:

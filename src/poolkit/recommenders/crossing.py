@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name
 from ..reductions import BiInteraction
 from ..torch.autograd import apply
 from ..torch.plain import real_dtype
@@ -192,6 +192,13 @@ def _segment_of_rows(x: Tensor, segments: Segments) -> tuple[Tensor, Tensor | No
     )
 
 
+def _check_whole(values: Tensor) -> None:
+    if values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
+        raise PoolTypeError(
+            f"values of fields are whole numbers, got {dtype_name(values)}", "Use fields.long()"
+        )
+
+
 class BiInteractionPool(nn.Module):
     """`bi_interaction` as a module: (N, fields, dim) to (N, dim).
 
@@ -270,6 +277,7 @@ class FM(nn.Module):
                 f"fields must be (N, {known}), got {tuple(fields.shape)}",
                 "Give one whole number for each field",
             )
+        _check_whole(fields)
         if not is_compiling() and fields.numel():
             sizes = torch.tensor(self.cardinalities, device=fields.device)
             wrong = torch.nonzero((fields < 0) | (fields >= sizes))
@@ -289,6 +297,7 @@ class FM(nn.Module):
                 f"the features of bags must be (rows), got {tuple(features.shape)}",
                 "Give one whole number for each row of the segments",
             )
+        _check_whole(features)
         if not is_compiling() and features.numel():
             low, high = features.aminmax()
             if low < 0 or high >= known:
