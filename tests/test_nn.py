@@ -214,3 +214,9 @@ def test_unpool_undoes_pool(ndim: int) -> None:
             module(*wrong)
     with pytest.raises(poolkit.PoolError, match="does not pool to the input"):
         module(*pooled, output_size=[n + 9 for n in size])
+
+
+@pytest.mark.parametrize("options", [{}, {"output_size": 3, "output_ratio": 0.5}])
+def test_fractional_is_refused_when_it_is_made(options: Any) -> None:
+    with pytest.raises(poolkit.PoolValueError, match="exactly one of output_size and output_ratio"):
+        poolkit.nn.FractionalMaxPool2d(2, **options)

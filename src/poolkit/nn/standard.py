@@ -16,7 +16,7 @@ from .. import functional
 from ..activations import Activation
 from ..arrays import Array
 from ..core import pool
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, PoolValueError
 from ..reductions import Reduction, activated, as_reduction
 from ..windows import Window, as_window
 
@@ -315,6 +315,10 @@ class _Fractional(_Named):
         _random_samples: Array | None = None,
     ) -> None:
         super().__init__()
+        if (output_size is None) == (output_ratio is None):
+            raise PoolValueError(
+                "exactly one of output_size and output_ratio is needed", "Give one of the two"
+            )
         ndim = self.ndim
         self.kernel_size = _entries(kernel_size, ndim)
         self.output_size = _entries(output_size, ndim)
