@@ -2,16 +2,35 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bags.h"
 #include "dispatch.h"
+#include "events.h"
 #include "regions.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 using Integers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+namespace {
+
+// Addresses of contiguous arrays, 0 for those that are not there.
+const int64_t* integers(uintptr_t at) { return reinterpret_cast<const int64_t*>(at); }
+const double* doubles(uintptr_t at) { return reinterpret_cast<const double*>(at); }
+
+// (begin, last, count) of a view; (reduction, view, parameter, other, out) of a job.
+using View = std::tuple<uintptr_t, int64_t, uintptr_t>;
+using Job = std::tuple<std::string, int64_t, double, uintptr_t, uintptr_t>;
+
+poolkit::EventView view_of(const View& view) {
+    return {integers(std::get<0>(view)), std::get<1>(view),
+            reinterpret_cast<int64_t*>(std::get<2>(view))};
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
     // Plans live in Python's caches until the process ends, which nanobind would report.
@@ -104,6 +123,39 @@ NB_MODULE(_native, m) {
               described.nowhere = nowhere;
               poolkit::pool_regions(step, dtype, described, threads);
           });
+
+    nb::class_<poolkit::EventLog>(m, "EventLog")
+        .def("__init__",
+             [](poolkit::EventLog* self, int64_t events, uintptr_t key, uintptr_t time,
+                uintptr_t tie, uintptr_t known, uintptr_t row, uintptr_t weight, uintptr_t table,
+                int64_t width, bool wide, uintptr_t keys, int64_t key_count, int threads) {
+                 nb::gil_scoped_release release;
+                 new (self) poolkit::EventLog({events, integers(key), integers(time), integers(tie),
+                                               integers(known), integers(row), doubles(weight)},
+                                              {reinterpret_cast<const void*>(table), width, wide},
+                                              integers(keys), key_count, threads);
+             })
+        .def_prop_ro("events", &poolkit::EventLog::events)
+        .def("pool",
+             [](const poolkit::EventLog& log, int64_t queries, uintptr_t key, uintptr_t time,
+                const std::vector<View>& views, const std::vector<Job>& jobs, int threads) {
+                 std::vector<poolkit::EventView> seen;
+                 for (const View& view : views) seen.push_back(view_of(view));
+                 std::vector<poolkit::EventJob> work;
+                 for (const auto& [reduction, view, parameter, other, out] : jobs)
+                     work.push_back({reduction, view, parameter, doubles(other),
+                                     reinterpret_cast<void*>(out)});
+                 nb::gil_scoped_release release;
+                 log.pool({queries, integers(key), integers(time)}, seen, work, threads);
+             })
+        .def("visible", [](const poolkit::EventLog& log, int64_t queries, uintptr_t key,
+                           uintptr_t time, const View& view, uintptr_t offsets, uintptr_t rows,
+                           uintptr_t weights, int threads) {
+            nb::gil_scoped_release release;
+            log.visible({queries, integers(key), integers(time)}, view_of(view), integers(offsets),
+                        reinterpret_cast<int64_t*>(rows), reinterpret_cast<double*>(weights),
+                        threads);
+        });
 
     nb::class_<poolkit::Plan>(m, "Plan")
         .def(

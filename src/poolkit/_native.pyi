@@ -78,6 +78,49 @@ def pool_regions(
     threads: int,
 ) -> None: ...
 
+class EventLog:
+    def __init__(
+        self,
+        events: int,
+        key: int,
+        time: int,
+        tie: int,
+        known: int,
+        row: int,
+        weight: int,
+        table: int,
+        width: int,
+        wide: bool,
+        keys: int,
+        key_count: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    @property
+    def events(self) -> int: ...
+    def pool(
+        self,
+        queries: int,
+        key: int,
+        time: int,
+        views: Sequence[tuple[int, int, int]],
+        jobs: Sequence[tuple[str, int, float, int, int]],
+        threads: int,
+        /,
+    ) -> None: ...
+    def visible(
+        self,
+        queries: int,
+        key: int,
+        time: int,
+        view: tuple[int, int, int],
+        offsets: int,
+        rows: int,
+        weights: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
 class Plan:
     def __init__(
         self,

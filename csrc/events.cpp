@@ -1,0 +1,896 @@
+#include "events.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+
+#include "parallel.h"
+
+namespace poolkit {
+namespace {
+
+constexpr int64_t kAhead = 32;  // events further on whose rows are fetched; see bags.inc.cpp
+
+// --- the trie --------------------------------------------------------------------------------
+
+// Where two neighbours part: the highest bit in which their times differ or, at one time, their
+// ranks. Never 0.
+inline uint8_t level_between(int64_t time, int64_t rank, int64_t next_time, int64_t next_rank) {
+    const auto bits = [](int64_t a, int64_t b) {
+        return std::bit_width(static_cast<uint64_t>(a) ^ static_cast<uint64_t>(b));
+    };
+    return static_cast<uint8_t>(time != next_time ? 64 + bits(time, next_time)
+                                                  : bits(rank, next_rank));
+}
+
+constexpr uint8_t kNone = 255;   // in front of the first event
+constexpr int kMostDepth = 132;  // levels along a branch fall
+
+// What one thread merges into, and the nodes that it keeps while it works on one key.
+class NodeStore {
+  public:
+    struct Node {
+        const double* state;
+        int64_t end;
+        int32_t smaller;  // the next smaller node that begins where this one does, or -1
+    };
+
+    // For events [first, last): nothing is kept that has fewer than `grain` of them.
+    void reset(int64_t first, int64_t last, int64_t grain, int64_t size) {
+        first_ = first;
+        grain_ = grain;
+        nodes_.clear();
+        largest_.assign(grain > last - first ? 0 : last - first, -1);
+        if (size != size_) blocks_.clear();
+        size_ = size;
+        used_ = 0;
+        slots_.resize(kMostDepth * size);
+    }
+    double* slot(int depth) { return slots_.data() + depth * size_; }
+    bool keeps(int64_t events) const { return !largest_.empty() && events >= grain_; }
+    bool keeps_any() const { return !largest_.empty(); }
+    double* room() {
+        if (used_ == static_cast<int64_t>(blocks_.size()) * kBlock)
+            blocks_.emplace_back(new double[kBlock * size_]);
+        double* at = blocks_[used_ / kBlock].get() + used_ % kBlock * size_;
+        ++used_;
+        return at;
+    }
+    void keep(int64_t begin, int64_t end, const double* state) {
+        int32_t& largest = largest_[begin - first_];
+        nodes_.push_back({state, end, largest});
+        largest = static_cast<int32_t>(nodes_.size()) - 1;
+    }
+    // The largest node from `begin` on that does not go beyond `end`, or null.
+    const Node* find(int64_t begin, int64_t end) const {
+        if (largest_.empty()) return nullptr;
+        int32_t at = largest_[begin - first_];
+        while (at >= 0 && nodes_[at].end > end) at = nodes_[at].smaller;
+        return at < 0 ? nullptr : &nodes_[at];
+    }
+
+  private:
+    static constexpr int64_t kBlock = 64;
+    int64_t first_ = 0, grain_ = 0, size_ = 0, used_ = 0;
+    std::vector<Node> nodes_;
+    std::vector<int32_t> largest_;
+    std::vector<std::unique_ptr<double[]>> blocks_;
+    std::vector<double> slots_;
+};
+
+// Merges neighbours in the order of the trie as they are pushed. A family gives lift(out, event),
+// merge(out, a, b, gap), where `out` may be a and the gap is the time between the last events of
+// the two, and append(out, a, event, gap), the same for a single event.
+template <class Family>
+class Fold {
+  public:
+    Fold(const Family& family, const Event* events, NodeStore& nodes)
+        : family_(family), events_(events), nodes_(nodes) {}
+
+    template <bool Keep = false>
+    void push(int64_t begin, int64_t end, const double* state, uint8_t level) {
+        while (parts_[size_ - 1].level < level) merge<Keep>();
+        parts_[size_++] = {begin, end, state, level};
+    }
+    void restart() { size_ = 1; }
+    // The state of all that was pushed, which is something.
+    template <bool Keep = false>
+    const double* finish() {
+        while (size_ > 2) merge<Keep>();
+        if (!parts_[1].state) {
+            family_.lift(nodes_.slot(1), parts_[1].begin);
+            parts_[1].state = nodes_.slot(1);
+        }
+        return parts_[1].state;
+    }
+    int64_t last() const { return parts_[size_ - 1].end - 1; }
+
+  private:
+    struct Part {
+        int64_t begin, end;
+        const double* state;  // null for a single event
+        uint8_t level;        // of the border in front of it
+    };
+
+    template <bool Keep>
+    void merge() {
+        Part &a = parts_[size_ - 2], &b = parts_[size_ - 1];
+        const bool kept = Keep && nodes_.keeps(b.end - a.begin);
+        double* out = kept ? nodes_.room() : nodes_.slot(size_ - 2);
+        const int64_t gap = events_[b.end - 1].time - events_[a.end - 1].time;
+        if (!a.state) {
+            family_.lift(out, a.begin);
+            a.state = out;
+        }
+        if (b.state) {
+            family_.merge(out, a.state, b.state, gap);
+        } else {
+            family_.append(out, a.state, b.begin, gap);
+        }
+        a.state = out;
+        a.end = b.end;
+        if (kept) nodes_.keep(a.begin, a.end, out);
+        --size_;
+    }
+
+    const Family& family_;
+    const Event* events_;
+    NodeStore& nodes_;
+    // In front of the first is one that nothing is merged with.
+    Part parts_[kMostDepth] = {{0, 0, nullptr, kNone}};
+    int size_ = 1;
+};
+
+// --- the families of reductions -----------------------------------------------------------------
+
+template <class T>
+struct Values {
+    const Event* events;
+    const double* weights;  // null: all 1
+    const T* table;
+    int64_t width;
+
+    const T* row(int64_t event) const { return table + events[event].row * width; }
+    double weight(int64_t event) const { return weights ? weights[event] : 1.0; }
+    void fetch(int64_t event) const {
+        const char* at = reinterpret_cast<const char*>(row(event));
+        for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64)
+            __builtin_prefetch(at + byte, 0, 2);
+    }
+};
+
+// Sums of weighted rows, and behind them that of the weights.
+template <class T, bool Weighted>
+struct Additive : Values<T> {
+    int64_t size() const { return this->width + 1; }
+    void lift(double* out, int64_t event) const {
+        const T* x = this->row(event);
+        const double w = this->weight(event);
+        for (int64_t j = 0; j < this->width; ++j) out[j] = Weighted ? w * x[j] : double(x[j]);
+        out[this->width] = w;
+    }
+    void append(double* out, const double* a, int64_t event, int64_t) const {
+        const T* x = this->row(event);
+        const double w = this->weight(event);
+#pragma GCC ivdep
+        for (int64_t j = 0; j < this->width; ++j) out[j] = a[j] + (Weighted ? w * x[j] : x[j]);
+        out[this->width] = a[this->width] + w;
+    }
+    void merge(double* out, const double* a, const double* b, int64_t) const {
+#pragma GCC ivdep
+        for (int64_t j = 0; j <= this->width; ++j) out[j] = a[j] + b[j];
+    }
+};
+
+// Sums of rows that were worth more by half for each half-life they are younger; relative to the
+// last event, so that an old history does not vanish.
+template <class T>
+struct Decayed : Additive<T, true> {
+    double half_life;
+
+    double factor(int64_t gap) const;
+    void append(double* out, const double* a, int64_t event, int64_t gap) const {
+        const T* x = this->row(event);
+        const double w = this->weight(event), f = factor(gap);
+#pragma GCC ivdep
+        for (int64_t j = 0; j < this->width; ++j) out[j] = f * a[j] + w * x[j];
+        out[this->width] = f * a[this->width] + w;
+    }
+    void merge(double* out, const double* a, const double* b, int64_t gap) const {
+        const double f = factor(gap);
+#pragma GCC ivdep
+        for (int64_t j = 0; j <= this->width; ++j) out[j] = f * a[j] + b[j];
+    }
+};
+
+// The largest or smallest of weighted rows; a NaN stays.
+template <class T, bool Max>
+struct Extreme : Values<T> {
+    int64_t size() const { return this->width; }
+    static double of(double a, double b) {
+        return ((Max ? b > a : b < a) || b != b) && a == a ? b : a;
+    }
+    void lift(double* out, int64_t event) const {
+        const T* x = this->row(event);
+        const double w = this->weight(event);
+        for (int64_t j = 0; j < this->width; ++j) out[j] = w * x[j];
+    }
+    void append(double* out, const double* a, int64_t event, int64_t) const {
+        const T* x = this->row(event);
+        const double w = this->weight(event);
+#pragma GCC ivdep
+        for (int64_t j = 0; j < this->width; ++j) out[j] = of(a[j], w * x[j]);
+    }
+    void merge(double* out, const double* a, const double* b, int64_t) const {
+#pragma GCC ivdep
+        for (int64_t j = 0; j < this->width; ++j) out[j] = of(a[j], b[j]);
+    }
+};
+
+// The mean of rows, the weighted squares about it, and the sum of the weights, merged about their
+// means (Chan, Golub and LeVeque, 1979).
+template <class T>
+struct Centred : Values<T> {
+    int64_t size() const { return 2 * this->width + 1; }
+    void lift(double* out, int64_t event) const {
+        const T* x = this->row(event);
+        for (int64_t j = 0; j < this->width; ++j) out[j] = x[j];
+        // An infinity has no deviation: NaN.
+        for (int64_t j = 0; j < this->width; ++j) out[this->width + j] = double(x[j]) - x[j];
+        out[2 * this->width] = this->weight(event);
+    }
+    void append(double* out, const double* a, int64_t event, int64_t) const {
+        const int64_t n = this->width;
+        const T* x = this->row(event);
+        const double wa = a[2 * n], w = this->weight(event), total = wa + w;
+        const double share = total > 0 ? w / total : 0.0, both = wa * share;
+#pragma GCC ivdep
+        for (int64_t j = 0; j < n; ++j) {
+            const double apart = x[j] - a[j];
+            out[n + j] = a[n + j] + (double(x[j]) - x[j]) + apart * (apart * both);
+            out[j] = a[j] + apart * share;
+        }
+        out[2 * n] = total;
+    }
+    void merge(double* out, const double* a, const double* b, int64_t) const {
+        const int64_t n = this->width;
+        const double wa = a[2 * n], wb = b[2 * n], total = wa + wb;
+        const double share = total > 0 ? wb / total : 0.0, both = wa * share;
+#pragma GCC ivdep
+        for (int64_t j = 0; j < n; ++j) {
+            const double apart = b[j] - a[j];
+            out[n + j] = a[n + j] + b[n + j] + apart * (apart * both);
+            out[j] = a[j] + apart * share;
+        }
+        out[2 * n] = total;
+    }
+};
+
+// 2^x for x <= 0, without libm's, whose last bit depends on the processor. To 2 ulp.
+double power_of_two(double x) {
+    if (!(x > -1100)) return x == x ? 0.0 : x;
+    const double n = std::nearbyint(x), y = (x - n) * 0x1.62e42fefa39efp-1;
+    double p = 1.0;
+    for (int k = 14; k > 0; --k) p = 1.0 + p * (y / k);  // |y| <= log(2) / 2
+    return std::ldexp(p, static_cast<int>(n));
+}
+
+template <class T>
+double Decayed<T>::factor(int64_t gap) const {
+    return gap == 0 ? 1.0 : power_of_two(-(static_cast<double>(gap) / half_life));
+}
+
+// A sum without error until it is rounded, once: parts that do not overlap (Shewchuk, "Adaptive
+// precision floating-point arithmetic and fast robust geometric predicates", 1997).
+class ExactSum {
+  public:
+    void add(double x) {
+        if (!std::isfinite(x)) {
+            other_ += x;
+            return;
+        }
+        int kept = 0;
+        for (int i = 0; i < size_; ++i) {
+            double y = parts_[i];
+            if (std::fabs(x) < std::fabs(y)) std::swap(x, y);
+            const double sum = x + y, error = y - (sum - x);
+            if (error != 0) parts_[kept++] = error;
+            x = sum;
+        }
+        parts_[kept++] = x;
+        size_ = kept;
+    }
+    double rounded() const {
+        if (other_ != 0 || other_ != other_) return other_;
+        int i = size_ - 1;
+        if (i < 0) return 0.0;
+        double sum = parts_[i], error = 0;
+        while (--i >= 0) {
+            const double before = sum;
+            sum = before + parts_[i];
+            error = parts_[i] - (sum - before);
+            if (error != 0) break;
+        }
+        // Half way between two doubles, what is below decides.
+        if (i > 0 && (error < 0) == (parts_[i - 1] < 0) && error != 0) {
+            const double twice = 2 * error, up = sum + twice;
+            if (twice == up - sum) sum = up;
+        }
+        return sum + 0.0;
+    }
+
+  private:
+    double parts_[48];  // 2098 bits of all doubles' exponents, 53 in each
+    int size_ = 0;
+    double other_ = 0;  // infinities and NaN
+};
+
+double dot(const double* q, const double* x, int64_t n) {
+    double part[8] = {};  // a fixed order that is eight wide
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8)
+        for (int k = 0; k < 8; ++k) part[k] += q[j + k] * x[j + k];
+    for (int k = 0; j + k < n; ++k) part[k] += q[j + k] * x[j + k];
+    return ((part[0] + part[4]) + (part[2] + part[6])) +
+           ((part[1] + part[5]) + (part[3] + part[7]));
+}
+
+// --- the order of a log ----------------------------------------------------------------------
+
+// A double or float as an integer of the same order, NaN too.
+template <class I, class T>
+I ordered(T x) {
+    const I bits = std::bit_cast<I>(x);
+    return bits ^ ((bits >> (8 * sizeof(I) - 1)) & std::numeric_limits<I>::max());
+}
+
+template <class I, class T>
+int compare_rows(const T* a, const T* b, int64_t width) {
+    for (int64_t j = 0; j < width; ++j) {
+        const I x = ordered<I>(a[j]), y = ordered<I>(b[j]);
+        if (x != y) return x < y ? -1 : 1;
+    }
+    return 0;
+}
+
+struct Before {
+    const EventColumns& columns;
+    const EventTable& table;
+
+    bool operator()(const Event& a, const Event& b) const {
+        if (a.time != b.time) return a.time < b.time;
+        if (columns.tie && columns.tie[a.source] != columns.tie[b.source])
+            return columns.tie[a.source] < columns.tie[b.source];
+        if (columns.row) {
+            if (a.row != b.row) return a.row < b.row;
+        } else if (table.values) {
+            const int order = table.wide ? rows<int64_t, double>(a, b) : rows<int32_t, float>(a, b);
+            if (order != 0) return order < 0;
+        }
+        if (columns.weight) {
+            const auto x = ordered<int64_t>(columns.weight[a.source]),
+                       y = ordered<int64_t>(columns.weight[b.source]);
+            if (x != y) return x < y;
+        }
+        return columns.known && columns.known[a.source] < columns.known[b.source];
+    }
+    template <class I, class T>
+    int rows(const Event& a, const Event& b) const {
+        const T* at = static_cast<const T*>(table.values);
+        return compare_rows<I>(at + a.row * table.width, at + b.row * table.width, table.width);
+    }
+};
+
+inline uint64_t mixed(int64_t key) {
+    uint64_t x = static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15;
+    return x ^ (x >> 32);
+}
+
+// Ends of parts of like work, given the work of each element.
+template <class Work>
+std::vector<int64_t> even_parts(int64_t elements, int64_t parts, const Work& work) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < elements; ++i) total += work(i);
+    std::vector<int64_t> ends;
+    int64_t done = 0;
+    for (int64_t i = 0; i < elements; ++i) {
+        done += work(i);
+        if (done * parts >= total * (static_cast<int64_t>(ends.size()) + 1)) ends.push_back(i + 1);
+    }
+    if (ends.empty() || ends.back() != elements) ends.push_back(elements);
+    return ends;
+}
+
+template <class Body>
+void each_part(const std::vector<int64_t>& ends, int threads, int64_t bytes, const Body& body) {
+    parallel_for(static_cast<int64_t>(ends.size()), threads, bytes, 0,
+                 [&](int64_t first, int64_t last, void*) {
+                     if (first < last) body(first ? ends[first - 1] : 0, ends[last - 1]);
+                 });
+}
+
+constexpr int64_t kParts = 8;  // for each thread
+
+}  // namespace
+
+EventLog::EventLog(const EventColumns& columns, const EventTable& table, const int64_t* keys,
+                   int64_t key_count, int threads)
+    : table_(table) {
+    const int64_t n = columns.events;
+    const uint64_t room = std::bit_ceil(static_cast<uint64_t>(2 * key_count + 2));
+    hashed_.resize(room);
+    slots_.assign(room, -1);
+    int32_t used = 0;
+    for (int64_t i = 0; i < key_count; ++i) {
+        uint64_t at = mixed(keys[i]) & (room - 1);
+        while (slots_[at] >= 0 && hashed_[at] != keys[i]) at = (at + 1) & (room - 1);
+        if (slots_[at] >= 0) continue;
+        hashed_[at] = keys[i];
+        slots_[at] = used++;
+    }
+
+    // Events by their slots, in the order in which they were given.
+    std::vector<int32_t> slot(n);
+    parallel_for(n, threads, n * 16, 0, [&](int64_t first, int64_t last, void*) {
+        for (int64_t e = first; e < last; ++e)
+            slot[e] = static_cast<int32_t>(slot_of(columns.key[e]));
+    });
+    begin_.assign(used + 1, 0);
+    for (int64_t e = 0; e < n; ++e)
+        if (slot[e] >= 0) ++begin_[slot[e] + 1];
+    for (int32_t s = 0; s < used; ++s) begin_[s + 1] += begin_[s];
+    const int64_t kept = begin_[used];
+    sorted_.resize(kept);
+    {
+        std::vector<int64_t> at(begin_.begin(), begin_.end() - 1);
+        for (int64_t e = 0; e < n; ++e)
+            if (slot[e] >= 0)
+                sorted_[at[slot[e]]++] = {columns.time[e], columns.row ? columns.row[e] : e, e};
+    }
+
+    level_.resize(kept);
+    if (columns.weight) weight_.resize(kept);
+    if (columns.known) {
+        known_.resize(kept);
+        latest_.resize(kept);
+        rank_.resize(kept);
+    }
+    const Before before{columns, table};
+    const auto ends = even_parts(used, kParts * threads,
+                                 [&](int64_t s) { return 1 + begin_[s + 1] - begin_[s]; });
+    each_part(ends, threads, kept * 32, [&](int64_t first, int64_t last) {
+        for (int64_t s = first; s < last; ++s) {
+            const auto from = sorted_.begin() + begin_[s], to = sorted_.begin() + begin_[s + 1];
+            if (!std::is_sorted(from, to, before)) std::sort(from, to, before);
+            int64_t rank = 0;
+            for (int64_t e = begin_[s]; e < begin_[s + 1]; ++e) {
+                const bool leads = e == begin_[s];
+                const int64_t earlier = leads ? 0 : sorted_[e - 1].time, time = sorted_[e].time;
+                const int64_t next = !leads && earlier == time ? rank + 1 : 0;
+                level_[e] = leads ? kNone : level_between(earlier, rank, time, next);
+                rank = next;
+                const int64_t source = sorted_[e].source;
+                if (columns.weight) weight_[e] = columns.weight[source];
+                if (!columns.known) continue;
+                rank_[e] = rank;
+                known_[e] = columns.known[source];
+                latest_[e] = leads ? known_[e] : std::max(latest_[e - 1], known_[e]);
+            }
+        }
+    });
+}
+
+int64_t EventLog::slot_of(int64_t key) const {
+    const uint64_t mask = slots_.size() - 1;
+    uint64_t at = mixed(key) & mask;
+    while (slots_[at] >= 0 && hashed_[at] != key) at = (at + 1) & mask;
+    return slots_[at];
+}
+
+// What the queries of one item see. Events [first, clean) of a view are all known in time, and
+// `tail` lists those behind that are, as a late event hides among its neighbours.
+class EventRanges {
+  public:
+    struct Late {
+        int64_t event, rank;
+    };
+    struct Range {
+        int64_t first, clean, tail, tail_end;
+        int64_t count() const { return clean - first + tail_end - tail; }
+    };
+
+    void reset() {
+        ranges.clear();
+        tail.clear();
+        first = last = seen = 0;
+    }
+
+    // Of one query, one range for each view. Slot -1 has no events.
+    void add(const EventLog& log, int64_t slot, const EventQueries& queries, int64_t query,
+             const EventView* views, int64_t count) {
+        const int64_t begin = slot < 0 ? 0 : log.begin_[slot];
+        const int64_t end = slot < 0 ? 0 : log.begin_[slot + 1];
+        const int64_t time = queries.time[query];
+        const int64_t until = position(log, begin, end, time);
+        int64_t clean = until;
+        if (!log.latest_.empty())
+            clean =
+                std::upper_bound(log.latest_.begin() + begin, log.latest_.begin() + until, time) -
+                log.latest_.begin();
+        const size_t at = ranges.size();
+        int64_t earliest = until;
+        for (int64_t v = 0; v < count; ++v) {
+            const int64_t* from = views[v].begin;
+            const int64_t a = from ? position(log, begin, until, from[query]) : begin;
+            earliest = std::min(earliest, a);
+            ranges.push_back({a, std::max(a, clean), 0, 0});
+        }
+        const int64_t listed = static_cast<int64_t>(tail.size());
+        int64_t rank = -1;  // of the last event seen, if it is of the same time
+        for (int64_t e = std::max(clean, earliest); e < until; ++e) {
+            if (log.known_[e] > time) continue;
+            const int64_t before = static_cast<int64_t>(tail.size()) > listed ? tail.back().event
+                                   : clean > earliest                         ? clean - 1
+                                                                              : -1;
+            if (before >= 0 && before == clean - 1) rank = log.rank_[before];
+            rank = before >= 0 && log.sorted_[before].time == log.sorted_[e].time ? rank + 1 : 0;
+            tail.push_back({e, rank});
+        }
+        for (int64_t v = 0; v < count; ++v) {
+            Range& range = ranges[at + v];
+            range.tail_end = static_cast<int64_t>(tail.size());
+            range.tail = listed;
+            while (range.tail < range.tail_end && tail[range.tail].event < range.first)
+                ++range.tail;
+            int64_t surplus = views[v].last ? range.count() - views[v].last : 0;
+            if (surplus > 0) {
+                const int64_t dropped = std::min(surplus, range.clean - range.first);
+                range.first += dropped;
+                range.tail += surplus - dropped;
+            }
+            if (range.first < range.clean) {
+                first = seen ? std::min(first, range.first) : range.first;
+                last = std::max(last, range.clean);
+                seen += range.clean - range.first;
+            }
+        }
+    }
+
+    std::vector<Range> ranges;  // (queries, views)
+    std::vector<Late> tail;
+    int64_t first, last, seen;  // of all: the events, and how often they are seen
+
+  private:
+    static int64_t position(const EventLog& log, int64_t begin, int64_t end, int64_t time) {
+        const auto at =
+            std::lower_bound(log.sorted_.begin() + begin, log.sorted_.begin() + end, time,
+                             [](const Event& e, int64_t t) { return e.time < t; });
+        return at - log.sorted_.begin();
+    }
+};
+
+// Calls body(first, last) of `order`: queries of one key, by their times. Those of a key with much
+// to do are several items, for several threads.
+template <class Body>
+void EventLog::each_item(const EventQueries& queries, int64_t views, int threads,
+                         const Body& body) const {
+    const int64_t n = queries.queries, slots = static_cast<int64_t>(begin_.size()) - 1;
+    std::vector<int64_t> begin(slots + 2, 0), order(n);
+    std::vector<int32_t> slot(n);
+    for (int64_t q = 0; q < n; ++q) {
+        slot[q] = static_cast<int32_t>(slot_of(queries.key[q]));
+        ++begin[slot[q] + 2];  // what has no events comes first
+    }
+    for (int64_t s = 0; s <= slots; ++s) begin[s + 1] += begin[s];
+    {
+        std::vector<int64_t> at(begin.begin(), begin.end());
+        for (int64_t q = 0; q < n; ++q) order[at[slot[q] + 1]++] = q;
+    }
+    const auto work = [&](int64_t s) {
+        return s == 0 ? begin[1]
+                      : 64 + begin_[s] - begin_[s - 1] + 16 * views * (begin[s + 1] - begin[s]);
+    };
+    int64_t total = 1;
+    for (int64_t s = 0; s <= slots; ++s) total += work(s);
+    struct Item {
+        int64_t slot, first, last, work;
+    };
+    std::vector<Item> items;
+    for (int64_t s = 0; s <= slots; ++s) {
+        const int64_t first = begin[s], count = begin[s + 1] - first;
+        const int64_t pieces = threads > 1 ? std::clamp<int64_t>(work(s) * 4 * threads / total, 1,
+                                                                 std::max<int64_t>(count, 1))
+                                           : 1;
+        for (int64_t p = 0; p < pieces && count; ++p)
+            items.push_back({s - 1, first + count * p / pieces, first + count * (p + 1) / pieces,
+                             work(s) / pieces});
+    }
+    // Queries of one key by time, before the pieces part them.
+    const auto ends = even_parts(static_cast<int64_t>(items.size()), kParts * threads,
+                                 [&](int64_t i) { return items[i].work; });
+    each_part(even_parts(slots + 1, kParts * threads,
+                         [&](int64_t s) { return 1 + begin[s + 1] - begin[s]; }),
+              threads, n * 16, [&](int64_t from, int64_t to) {
+                  for (int64_t s = from; s < to; ++s)
+                      std::sort(order.begin() + begin[s], order.begin() + begin[s + 1],
+                                [&](int64_t a, int64_t b) {
+                                    return queries.time[a] != queries.time[b]
+                                               ? queries.time[a] < queries.time[b]
+                                               : a < b;
+                                });
+              });
+    each_part(ends, threads, (n + total) * 64, [&](int64_t from, int64_t to) {
+        EventRanges ranges;
+        NodeStore nodes;
+        for (int64_t i = from; i < to; ++i)
+            body(items[i].slot, order.data() + items[i].first, items[i].last - items[i].first,
+                 ranges, nodes);
+    });
+}
+
+namespace {
+
+// States kept for one key by one thread take at most about this much memory.
+constexpr int64_t kKeptBytes = 64 << 20;
+constexpr int64_t kSmallest = 4;  // events of a node that is worth keeping
+
+// Builds the nodes of the events that the item sees, unless they are seen about once.
+template <class Family>
+void build(const Family& family, const EventRanges& seen, const uint8_t* level, NodeStore& nodes,
+           bool worthwhile) {
+    const int64_t events = seen.last - seen.first;
+    const int64_t bytes = 2 * events * family.size() * 8;
+    const int64_t grain = std::max(kSmallest, bytes / kKeptBytes);
+    nodes.reset(seen.first, seen.last, worthwhile ? grain : events + 1, family.size());
+    if (!nodes.keeps_any()) return;
+    Fold<Family> fold(family, family.events, nodes);
+    for (int64_t e = seen.first; e < seen.last; ++e) {
+        if (e + kAhead < seen.last) family.fetch(e + kAhead);
+        fold.template push<true>(e, e + 1, nullptr, e == seen.first ? kNone : level[e]);
+    }
+    fold.template finish<true>();
+}
+
+// The state of one range, which is not empty.
+template <class Family>
+const double* fold_range(Fold<Family>& fold, const Family& family, const EventRanges& seen,
+                         const EventRanges::Range& range, const uint8_t* level,
+                         const std::vector<int64_t>& ranks, const NodeStore& nodes) {
+    fold.restart();
+    for (int64_t e = range.first; e < range.clean;) {
+        const uint8_t border = e == range.first ? kNone : level[e];
+        const NodeStore::Node* node = nodes.find(e, range.clean);
+        fold.push(e, node ? node->end : e + 1, node ? node->state : nullptr, border);
+        e = node ? node->end : e + 1;
+    }
+    for (int64_t i = range.tail; i < range.tail_end; ++i) {
+        const EventRanges::Late& late = seen.tail[i];
+        uint8_t border = kNone;
+        const bool leads = i == range.tail;
+        if (!leads || range.first < range.clean) {
+            const int64_t before = leads ? range.clean - 1 : seen.tail[i - 1].event;
+            border = level_between(family.events[before].time,
+                                   leads ? ranks[before] : seen.tail[i - 1].rank,
+                                   family.events[late.event].time, late.rank);
+        }
+        fold.push(late.event, late.event + 1, nullptr, border);
+    }
+    return fold.finish();
+}
+
+enum class Kind { sum, mean, max, min, std, decay, attend, exact_sum, exact_mean };
+
+Kind kind_of(const std::string& name) {
+    static const char* const names[] = {"sum",   "mean",   "max",       "min",       "std",
+                                        "decay", "attend", "exact sum", "exact mean"};
+    for (int i = 0; i < 9; ++i)
+        if (name == names[i]) return static_cast<Kind>(i);
+    throw std::invalid_argument("no such kernel");
+}
+
+struct Task {
+    Kind kind;
+    const EventJob* job;
+};
+
+// Everything about the queries of one item but what is done with them.
+template <class T>
+struct Item {
+    Values<T> values;
+    const EventRanges& seen;
+    const uint8_t* level;
+    const std::vector<int64_t>& ranks;
+    NodeStore& nodes;
+    const int64_t* queries;
+    int64_t count, views;
+
+    // Calls finish(out, state) for each query and each of the tasks, which share their states.
+    template <class Family, class Finish>
+    void run(const Family& family, const Task* tasks, int64_t task_count,
+             const Finish& finish) const {
+        build(family, seen, level, nodes, seen.seen > 2 * (seen.last - seen.first));
+        Fold<Family> fold(family, family.events, nodes);
+        for (int64_t q = 0; q < count; ++q)
+            for (int64_t t = 0; t < task_count; ++t) {
+                const EventJob& job = *tasks[t].job;
+                const auto& range = seen.ranges[q * views + job.view];
+                T* out = static_cast<T*>(job.out) + queries[q] * values.width;
+                if (range.count() == 0) {
+                    std::memset(out, 0, values.width * sizeof(T));
+                    continue;
+                }
+                const double* state = fold_range(fold, family, seen, range, level, ranks, nodes);
+                finish(tasks[t], out, state, range.count());
+            }
+    }
+
+    template <class Body>
+    void each_event(const EventRanges::Range& range, const Body& body) const {
+        for (int64_t e = range.first; e < range.clean; ++e) {
+            if (e + kAhead < range.clean) values.fetch(e + kAhead);
+            body(e);
+        }
+        for (int64_t i = range.tail; i < range.tail_end; ++i) body(seen.tail[i].event);
+    }
+
+    void exact(const Task& task) const {
+        const EventJob& job = *task.job;
+        for (int64_t q = 0; q < count; ++q) {
+            const auto& range = seen.ranges[q * views + job.view];
+            T* out = static_cast<T*>(job.out) + queries[q] * values.width;
+            ExactSum total;
+            each_event(range, [&](int64_t e) { total.add(values.weight(e)); });
+            const double weight = total.rounded();
+            const double divisor = task.kind == Kind::exact_sum || weight == 0 ? 1.0 : weight;
+            for (int64_t j = 0; j < values.width; ++j) {
+                ExactSum sum;
+                each_event(range, [&](int64_t e) { sum.add(values.weight(e) * values.row(e)[j]); });
+                out[j] = static_cast<T>(sum.rounded() / divisor);
+            }
+        }
+    }
+
+    // Softmax of the scores, and the mean by these weights, from the oldest event on.
+    void attend(const EventJob& job) const {
+        std::vector<double> scores, row(values.width), sum(values.width);
+        for (int64_t q = 0; q < count; ++q) {
+            const auto& range = seen.ranges[q * views + job.view];
+            T* out = static_cast<T*>(job.out) + queries[q] * values.width;
+            const double* query = job.other + queries[q] * values.width;
+            scores.clear();
+            double most = -std::numeric_limits<double>::infinity(), total = 0;
+            each_event(range, [&](int64_t e) {
+                std::copy(values.row(e), values.row(e) + values.width, row.begin());
+                scores.push_back(job.parameter * dot(query, row.data(), values.width));
+                most =
+                    scores.back() > most || scores.back() != scores.back() ? scores.back() : most;
+            });
+            std::fill(sum.begin(), sum.end(), 0.0);
+            const double* score = scores.data();
+            each_event(range, [&](int64_t e) {
+                const T* x = values.row(e);
+                const double w =
+                    values.weight(e) * power_of_two((*score++ - most) * 0x1.71547652b82fep+0);
+                for (int64_t j = 0; j < values.width; ++j) sum[j] += w * x[j];
+                total += w;
+            });
+            for (int64_t j = 0; j < values.width; ++j)
+                out[j] = static_cast<T>(total == 0 ? 0.0 : sum[j] / total + 0.0);
+        }
+    }
+
+    void run(const Task* tasks, int64_t task_count) const {
+        const int64_t n = values.width;
+        const auto divide = [n](const Task& task, T* out, const double* state, int64_t) {
+            const double divisor = task.kind == Kind::sum ? 1.0 : state[n];
+            for (int64_t j = 0; j < n; ++j)
+                out[j] = static_cast<T>(divisor == 0 ? 0.0 : state[j] / divisor + 0.0);
+        };
+        const auto copy = [n](const Task&, T* out, const double* state, int64_t) {
+            for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(state[j]);
+        };
+        const auto deviate = [n](const Task&, T* out, const double* state, int64_t) {
+            const double weight = state[2 * n];
+            for (int64_t j = 0; j < n; ++j)
+                out[j] = static_cast<T>(weight == 0 ? 0.0 : std::sqrt(state[n + j] / weight));
+        };
+        switch (tasks[0].kind) {
+            case Kind::sum:
+            case Kind::mean:
+                if (values.weights)
+                    return run(Additive<T, true>{values}, tasks, task_count, divide);
+                return run(Additive<T, false>{values}, tasks, task_count, divide);
+            case Kind::decay:
+                return run(Decayed<T>{{values}, tasks[0].job->parameter}, tasks, task_count,
+                           divide);
+            case Kind::max:
+                return run(Extreme<T, true>{values}, tasks, task_count, copy);
+            case Kind::min:
+                return run(Extreme<T, false>{values}, tasks, task_count, copy);
+            case Kind::std:
+                return run(Centred<T>{values}, tasks, task_count, deviate);
+            case Kind::attend:
+                for (int64_t t = 0; t < task_count; ++t) attend(*tasks[t].job);
+                return;
+            default:
+                for (int64_t t = 0; t < task_count; ++t) exact(tasks[t]);
+        }
+    }
+};
+
+// Tasks that fold the same states lie behind each other.
+bool share(const Task& a, const Task& b) {
+    const auto family = [](Kind kind) { return kind == Kind::mean ? Kind::sum : kind; };
+    return family(a.kind) == family(b.kind) && a.job->parameter == b.job->parameter;
+}
+
+}  // namespace
+
+void EventLog::pool(const EventQueries& queries, const std::vector<EventView>& views,
+                    const std::vector<EventJob>& jobs, int threads) const {
+    std::vector<std::vector<Task>> families;
+    const int64_t element = table_.wide ? 8 : 4;
+    for (const EventJob& job : jobs) {
+        const Task task{kind_of(job.reduction), &job};
+        ask_for_huge_pages(job.out, queries.queries * table_.width * element);
+        const auto with = std::find_if(families.begin(), families.end(),
+                                       [&](const auto& tasks) { return share(tasks[0], task); });
+        if (with == families.end()) {
+            families.push_back({task});
+        } else {
+            with->push_back(task);
+        }
+    }
+    const int64_t view_count = static_cast<int64_t>(views.size());
+    each_item(queries, view_count, threads,
+              [&](int64_t slot, const int64_t* order, int64_t count, EventRanges& ranges,
+                  NodeStore& nodes) {
+                  ranges.reset();
+                  for (int64_t q = 0; q < count; ++q) {
+                      ranges.add(*this, slot, queries, order[q], views.data(), view_count);
+                      for (int64_t v = 0; v < view_count; ++v)
+                          views[v].count[order[q]] = ranges.ranges[q * view_count + v].count();
+                  }
+                  const auto work = [&]<class T>(const T* table) {
+                      const Values<T> values{sorted_.data(),
+                                             weight_.empty() ? nullptr : weight_.data(), table,
+                                             table_.width};
+                      const Item<T> item{values, ranges, level_.data(), rank_,
+                                         nodes,  order,  count,         view_count};
+                      for (const auto& tasks : families)
+                          item.run(tasks.data(), static_cast<int64_t>(tasks.size()));
+                  };
+                  if (table_.wide) {
+                      work(static_cast<const double*>(table_.values));
+                  } else {
+                      work(static_cast<const float*>(table_.values));
+                  }
+              });
+}
+
+void EventLog::visible(const EventQueries& queries, const EventView& view, const int64_t* offsets,
+                       int64_t* rows, double* weights, int threads) const {
+    each_item(
+        queries, 1, threads,
+        [&](int64_t slot, const int64_t* order, int64_t count, EventRanges& ranges, NodeStore&) {
+            ranges.reset();
+            for (int64_t q = 0; q < count; ++q) {
+                ranges.add(*this, slot, queries, order[q], &view, 1);
+                const auto& range = ranges.ranges[q];
+                int64_t at = offsets[order[q]];
+                const auto put = [&](int64_t e) {
+                    rows[at] = sorted_[e].row;
+                    if (weights) weights[at] = weight_.empty() ? 1.0 : weight_[e];
+                    ++at;
+                };
+                for (int64_t e = range.first; e < range.clean; ++e) put(e);
+                for (int64_t i = range.tail; i < range.tail_end; ++i) put(ranges.tail[i].event);
+            }
+        });
+}
+
+}  // namespace poolkit

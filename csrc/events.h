@@ -1,0 +1,88 @@
+// Event logs: the events of each key in a window of time before each query, to one row a query.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace poolkit {
+
+// A log in any order. `tie`, `known` and `weight` may be null. Rows are those of a table; null:
+// event e has row e.
+struct EventColumns {
+    int64_t events;
+    const int64_t *key, *time, *tie, *known, *row;
+    const double* weight;
+};
+
+struct EventTable {
+    const void* values;  // (rows, width), float32 or, if `wide`, float64
+    int64_t width;
+    bool wide;
+};
+
+struct EventQueries {
+    int64_t queries;
+    const int64_t *key, *time;
+};
+
+// Which of the events before a query are seen: those at `begin` (one for each query; null: all) or
+// later and, unless `last` is 0, at most the last so many. Receives how many these are.
+struct EventView {
+    const int64_t* begin;
+    int64_t last;
+    int64_t* count;
+};
+
+// A reduction of what a view sees: sum, mean, max, min, std, decay, attend, exact sum, exact mean.
+// `parameter` is the half-life of a decay or the factor of an attention's scores, whose queries are
+// rows of `other`. `out` has the table's dtype.
+struct EventJob {
+    std::string reduction;
+    int64_t view;
+    double parameter;
+    const double* other;
+    void* out;
+};
+
+struct Event {
+    int64_t time, row, source;  // source: its place in the log as given
+};
+
+// The events of some keys by (key, time, tie, value, weight, known), whatever the order of the log.
+//
+// The order of summation is that of a binary trie over (time, rank among the events of that time):
+// two neighbours are merged at the highest bit in which they differ. So a result depends on the
+// events seen alone: not on the other queries, on what was seen before, or on the threads.
+class EventLog {
+  public:
+    // `keys` are those that will be asked for. Events of others are left out.
+    EventLog(const EventColumns& columns, const EventTable& table, const int64_t* keys,
+             int64_t key_count, int threads);
+
+    int64_t events() const { return static_cast<int64_t>(sorted_.size()); }
+    void pool(const EventQueries& queries, const std::vector<EventView>& views,
+              const std::vector<EventJob>& jobs, int threads) const;
+    // What a view sees, query after query, each from offsets[q] on: rows of the table, and weights
+    // unless these are null.
+    void visible(const EventQueries& queries, const EventView& view, const int64_t* offsets,
+                 int64_t* rows, double* weights, int threads) const;
+
+  private:
+    friend class EventRanges;
+    int64_t slot_of(int64_t key) const;
+    template <class Body>
+    void each_item(const EventQueries& queries, int64_t views, int threads, const Body& body) const;
+
+    EventTable table_;
+    std::vector<int64_t> hashed_;  // keys, open addressing
+    std::vector<int32_t> slots_;   // of those; -1 where there is none
+    std::vector<int64_t> begin_;   // of each slot's events
+    std::vector<Event> sorted_;
+    std::vector<uint8_t> level_;           // of the border in front of each event
+    std::vector<int64_t> rank_;            // among the events of its time; only with `known`
+    std::vector<int64_t> known_, latest_;  // latest: the largest `known` up to here
+    std::vector<double> weight_;
+};
+
+}  // namespace poolkit
