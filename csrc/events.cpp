@@ -98,9 +98,8 @@ class Fold {
     }
     void restart() { size_ = 1; }
     // The state of all that was pushed, which is something.
-    template <bool Keep = false>
     const double* finish() {
-        while (size_ > 2) merge<Keep>();
+        while (size_ > 2) merge<false>();
         if (!parts_[1].state) {
             family_.lift(nodes_.slot(1), parts_[1].begin);
             parts_[1].state = nodes_.slot(1);
@@ -652,7 +651,7 @@ void build(const Family& family, const EventRanges& seen, const uint8_t* level, 
         if (e + kAhead < seen.last) family.fetch(e + kAhead);
         fold.template push<true>(e, e + 1, nullptr, e == seen.first ? kNone : level[e]);
     }
-    fold.template finish<true>();
+    // What is left unmerged has no end yet: events that a query sees beyond may belong to it.
 }
 
 // The state of one range, which is not empty.

@@ -46,10 +46,20 @@ from .reductions import (
     Sum,
     TopK,
 )
-from .windows import Adaptive, Global, Pyramid, ReceptiveField, Regions, Segments, Sliding, Window
+from .windows import (
+    Adaptive,
+    Global,
+    Pyramid,
+    ReceptiveField,
+    Regions,
+    Segments,
+    Sliding,
+    TimeWindow,
+    Window,
+)
 
 if TYPE_CHECKING:
-    from . import nn
+    from . import events, nn
     from .comparison import compare
     from .inspection import inspect
     from .optimization import optimize
@@ -93,9 +103,11 @@ __all__ = [
     "Std",
     "Sum",
     "Tanh",
+    "TimeWindow",
     "TopK",
     "Window",
     "compare",
+    "events",
     "explain",
     "info",
     "inspect",
@@ -114,6 +126,7 @@ __all__ += _named
 _LAZY: dict[str, tuple[str, str | None]] = {
     "nn": ("poolkit.nn", None),
     "compare": ("poolkit.comparison", "compare"),
+    "events": ("poolkit.events", None),
     "inspect": ("poolkit.inspection", "inspect"),
     "optimize": ("poolkit.optimization", "optimize"),
 }

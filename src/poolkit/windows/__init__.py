@@ -5,6 +5,7 @@ from .base import WINDOWS, ReceptiveField, Spans, Window, as_window
 from .regions import Regions
 from .segments import Segments
 from .sliding import Sliding
+from .time import TimeWindow
 
 __all__ = [
     "WINDOWS",
@@ -16,6 +17,7 @@ __all__ = [
     "Segments",
     "Sliding",
     "Spans",
+    "TimeWindow",
     "Window",
     "as_window",
 ]

@@ -1,0 +1,478 @@
+"""Windows of time over event logs, against plain Python; nothing shows but what is seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from event_oracle import reduced, visible
+from hypothesis import given
+from hypothesis import strategies as st
+
+import poolkit
+from poolkit import PoolTypeError, PoolValueError
+from poolkit.events import Column, Lookup, WindowPool, attend, calendar, decay, last
+
+TABLE = np.random.default_rng(0).integers(-6, 7, (7, 3)) / 4.0
+WINDOWS = ["1s", "7s", None]
+TICKS = {"1s": 1, "7s": 7, "all": None}
+REDUCE = [
+    "count", "sum", "mean", "max", "min", "std", decay("3s"), last(1), last(4),
+    attend("target"), attend("target", score="scaled_dot", name="scaled"),
+]  # fmt: skip
+PARAMETER = {
+    "decay_3s": ("decay", 3), "last_1": ("last", 1), "last_4": ("last", 4),
+    "attend": ("attend", 1.0), "scaled": ("attend", 3**-0.5),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Case:
+    """A log and its queries, as tables and for the oracle."""
+
+    events: dict[str, np.ndarray]
+    queries: dict[str, np.ndarray]
+    options: dict[str, Any]
+    lookup: bool
+
+    def spec(self, **options: Any) -> WindowPool:
+        value = Lookup("item", table=TABLE) if self.lookup else Column("vector")
+        options = {"windows": WINDOWS, "reduce": REDUCE, "unit": "s", **self.options, **options}
+        return WindowPool(key="user", time="ts", value=value, **options)
+
+    def logged(self) -> list[dict[str, Any]]:
+        e, named = self.events, self.options
+        return [
+            {
+                "key": int(e["user"][i]),
+                "time": int(e["ts"][i].astype(int)),
+                "tie": int(e["tie"][i]) if "tie" in named else 0,
+                "known": int(e["known"][i].astype(int)) if "known_at" in named else None,
+                "value": TABLE[e["item"][i]].tolist(),
+                "order": int(e["item"][i]) if self.lookup else TABLE[e["item"][i]].tolist(),
+                "weight": float(e["weight"][i]) if "weight" in named else 1.0,
+            }
+            for i in range(len(e["user"]))
+        ]
+
+    def asked(self) -> list[dict[str, Any]]:
+        q = self.queries
+        return [
+            {"key": int(k), "time": int(t.astype(int)), "target": TABLE[item].tolist()}
+            for k, t, item in zip(q["user"], q["ts"], q["item"], strict=True)
+        ]
+
+
+def columns(rows: list[tuple[int, ...]]) -> dict[str, np.ndarray]:
+    array = np.array(rows, dtype=np.int64).reshape(len(rows), 6)
+    return {
+        "user": array[:, 0], "ts": array[:, 1].astype("datetime64[s]"), "item": array[:, 2],
+        "vector": TABLE[array[:, 2]], "tie": array[:, 3],
+        "known": (array[:, 1] + array[:, 4]).astype("datetime64[s]"), "weight": array[:, 5] / 2.0,
+    }  # fmt: skip
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    small = st.integers(-3, 14)  # so that events lie on the borders of windows, and share times
+    event = st.tuples(st.integers(0, 2), small, st.integers(0, 6), st.integers(0, 3),
+                      st.integers(0, 5), st.integers(0, 3))  # fmt: skip
+    events = columns(draw(st.lists(event, max_size=40)))
+    query = st.tuples(st.integers(0, 3), st.integers(-3, 16), st.integers(0, 6))
+    asked = np.array(draw(st.lists(query, max_size=12)), dtype=np.int64).reshape(-1, 3)
+    lookup = draw(st.booleans())
+    queries = {"user": asked[:, 0], "ts": asked[:, 1].astype("datetime64[s]"), "item": asked[:, 2],
+               "target": asked[:, 2] if lookup else TABLE[asked[:, 2]]}  # fmt: skip
+    options = {name: column for name, column in
+               (("tie", "tie"), ("known_at", "known"), ("weight", "weight"))
+               if draw(st.booleans())}  # fmt: skip
+    return Case(events, queries, options, lookup)
+
+
+def expected(case: Case, window: str, name: str) -> np.ndarray:
+    events = case.logged()
+    reduction, parameter = PARAMETER.get(name, (name, None))
+    rows = []
+    for query in case.asked():
+        row = reduced(visible(events, query, TICKS[window]), query, reduction, parameter)
+        rows.append([0.0] * 3 if row is None else row)
+    return np.array(rows)
+
+
+@given(cases())
+def test_every_window_and_reduction_against_the_oracle(case: Case) -> None:
+    out = case.spec().asof(case.events, case.queries)
+    for window in TICKS:
+        counted = expected(case, window, "count")
+        assert out[f"seen_{window}"].tolist() == (counted > 0).tolist()
+        for name, _ in case.spec().reductions:
+            want, got = expected(case, window, name), out[f"{name}_{window}"]
+            if name in ("count", "sum", "max", "min"):  # quarters and halves: all steps are exact
+                np.testing.assert_array_equal(got, want.reshape(got.shape), err_msg=name)
+            else:
+                np.testing.assert_allclose(
+                    got, want.reshape(got.shape), rtol=1e-11, atol=1e-11, err_msg=name
+                )
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_order_of_the_log_and_company_of_a_query_do_not_show(case: Case, random: Any) -> None:
+    spec = case.spec(reduce=["mean", "std", decay("3s"), last(4)])
+    out = spec.asof(case.events, case.queries)
+    order = list(range(len(case.events["user"])))
+    random.shuffle(order)
+    mixed = {name: column[order] for name, column in case.events.items()}
+    for q in range(len(case.queries["user"])):
+        alone = spec.asof(mixed, {name: c[q : q + 1] for name, c in case.queries.items()})
+        for name in out:
+            assert alone[name].tobytes() == out[name][q : q + 1].tobytes(), name
+
+
+@given(cases())
+def test_exact_sums_are_rounded_once(case: Case) -> None:
+    scale = np.array([1e30, 1.0, 1e-30])
+    events = {**case.events, "vector": case.events["vector"] * scale[case.events["item"] % 3, None]}
+    case = dataclasses.replace(case, lookup=False, queries={**case.queries, "target": 0})
+    spec = case.spec(reduce=["sum", "mean"], accumulate="exact")
+    out = spec.asof(events, case.queries)
+    logged = case.logged()
+    for event, vector in zip(logged, events["vector"], strict=True):
+        event["value"] = vector.tolist()
+    for window, ticks in TICKS.items():
+        for q, query in enumerate(case.asked()):
+            seen = visible(logged, query, ticks)
+            for name in ("sum", "mean"):
+                want = reduced(seen, query, name) or [0.0] * 3
+                assert out[f"{name}_{window}"][q].tolist() == want
+
+
+@given(cases())
+def test_any_reduction_of_the_library(case: Case) -> None:
+    case = dataclasses.replace(
+        case, options={k: v for k, v in case.options.items() if k != "weight"}
+    )
+    reductions = ["median", "Quantile(0.25)", "GeM(2)", "first", "Std(correction=1)"]
+    out = case.spec(reduce=[*reductions]).asof(case.events, case.queries)
+    for window, ticks in TICKS.items():
+        for q, query in enumerate(case.asked()):
+            rows = np.array([e["value"] for e in visible(case.logged(), query, ticks)])
+            for reduction, name in zip(
+                reductions, case.spec(reduce=reductions).reductions, strict=True
+            ):
+                got = out[f"{name[0]}_{window}"][q]
+                want = np.zeros(3) if not len(rows) else poolkit.pool(
+                    rows, poolkit.Global(), reduction, ndim=1, channels_last=True)[0]  # fmt: skip
+                np.testing.assert_array_equal(got, want)
+
+
+def skewed(events: int = 60_000, queries: int = 3000) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A log in which one user has a third of the events, and late ones."""
+    random = np.random.default_rng(1)
+    user = np.where(random.random(events) < 1 / 3, 0, random.integers(0, 500, events))
+    ts = random.integers(0, 10**9, events)
+    ts[: events // 2] //= 10**7  # half of them share their times with others
+    late = np.where(random.random(events) < 0.1, random.integers(0, 10**8, events), 0)
+    log = {"user": user, "ts": ts.astype("datetime64[us]"), "weight": random.random(events),
+           "known": (ts + late).astype("datetime64[us]"),
+           "vector": random.standard_normal((events, 5))}  # fmt: skip
+    asked = {"user": np.where(random.random(queries) < 1 / 3, 0, random.integers(0, 510, queries)),
+             "ts": random.integers(0, 11 * 10**8, queries).astype("datetime64[us]"),
+             "target": random.standard_normal((queries, 5))}  # fmt: skip
+    return log, asked
+
+
+def wide_spec(**options: Any) -> WindowPool:
+    return WindowPool("user", "ts", Column("vector"), ["1s", "100s", None], known_at="known",
+                      weight="weight",
+                      reduce=["count", "mean", "max", "std", decay("20s"), last(50)],
+                      **options)  # fmt: skip
+
+
+@pytest.mark.usefixtures("keep_settings")
+def test_threads_do_not_change_bits() -> None:
+    events, queries = skewed()
+    spec = dataclasses.replace(wide_spec(), reduce=["mean", "std", decay("20s"), attend("target")])
+    results = []
+    for threads in (1, 2, 3, 7):
+        poolkit.set_num_threads(threads)
+        results.append(spec.asof(events, queries))
+    for other in results[1:]:
+        for name, column in other.items():
+            assert column.tobytes() == results[0][name].tobytes(), name
+
+
+def test_a_long_log_against_numpy() -> None:
+    """Long enough that nodes of the trie are kept and met again."""
+    events, queries = skewed()
+    out = wide_spec().asof(events, queries)
+    ts, known, at = (c.astype(np.int64) for c in (events["ts"], events["known"], queries["ts"]))
+    for q in range(0, len(at), 37):
+        seen = (events["user"] == queries["user"][q]) & (ts < at[q]) & (known <= at[q])
+        for name, ticks in (("1s", 10**6), ("100s", 10**8), ("all", 2 * 10**9)):
+            chosen = np.flatnonzero(seen & (ts >= at[q] - ticks))
+            x, w = events["vector"][chosen], events["weight"][chosen][:, None]
+            assert out[f"count_{name}"][q] == len(chosen)
+            if not len(chosen):
+                assert not out[f"mean_{name}"][q].any()
+                continue
+            mean = (x * w).sum(0) / w.sum()
+            np.testing.assert_allclose(out[f"mean_{name}"][q], mean, rtol=1e-10, atol=1e-12)
+            std = np.sqrt((w * (x - mean) ** 2).sum(0) / w.sum())
+            np.testing.assert_allclose(out[f"std_{name}"][q], std, rtol=1e-9, atol=1e-12)
+            np.testing.assert_array_equal(out[f"max_{name}"][q], (x * w).max(0))
+            decayed = w * 2.0 ** -((at[q] - ts[chosen]) / 2e7)[:, None]
+            if decayed.sum() > 1e-200:
+                np.testing.assert_allclose(
+                    out[f"decay_20s_{name}"][q],
+                    (x * decayed).sum(0) / decayed.sum(),
+                    rtol=1e-9,
+                    atol=1e-12,
+                )
+
+
+def test_sums_do_not_cancel() -> None:
+    """What a running sum would have lost when the large event left it."""
+    ts = np.array([0, 10, 20], "datetime64[s]")
+    events = {"user": [0, 0, 0], "ts": ts, "vector": np.array([1e30, 1.0, 2.0], np.float32)}
+    spec = WindowPool("user", "ts", Column("vector"), ["15s"], ["sum", "std"])
+    out = spec.asof(events, {"user": [0, 0], "ts": np.array([11, 21], "datetime64[s]")})
+    assert out["sum_15s"].ravel().tolist() == [np.float32(1e30), 3.0]
+    assert out["std_15s"][1, 0] == 0.5
+
+
+def test_a_half_life_beside_a_short_unit() -> None:
+    spec = WindowPool("user", "ts", Column("x"), [None], [decay("500ms")], unit="s")
+    events = {"user": [0, 0], "ts": np.array([0, 1], "datetime64[s]"), "x": [4.0, 9.0]}
+    out = spec.asof(events, {"user": [0], "ts": np.array([10**6], "datetime64[s]")})
+    assert out["decay_500ms_all"][0, 0] == (4 / 4 + 9) / (1 / 4 + 1)
+
+
+# --- times -----------------------------------------------------------------------------------
+
+
+def asked_at(times: Any, **options: Any) -> Any:
+    spec = WindowPool("user", "ts", Column("x"), ["1d"], ["count"], **options)
+    events = {
+        "user": [0, 0],
+        "ts": np.array(["2024-03-01", "2024-03-02"], "datetime64[D]"),
+        "x": [1.0, 2.0],
+    }
+    return spec.asof(events, {"user": [0] * len(times), "ts": times})["count_1d"].tolist()
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "D", "h"])
+def test_units_of_numpy(unit: str) -> None:
+    """The event at t is not seen, and the one at t - W is."""
+    times = np.array(["2024-03-02", "2024-03-03", "2024-03-04"], f"datetime64[{unit}]")
+    assert asked_at(times) == [1, 1, 0]
+
+
+def test_a_tick_decides() -> None:
+    times = np.array(["2024-03-03T00:00:00.000001", "2024-03-02T00:00:00.000001"], "datetime64[us]")
+    assert asked_at(times) == [0, 2 - 1]
+    with pytest.raises(PoolValueError, match=r"no whole s.*unit='us'"):
+        asked_at(times, unit="s")
+
+
+def test_times_at_the_end_of_the_scale() -> None:
+    """The window begins before any time there is."""
+    times = np.array([np.iinfo(np.int64).min + 5], np.int64).astype("datetime64[us]")
+    assert asked_at(times) == [0]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (np.array([1, 2]), "which does not say what time it is"),
+        (np.array(["2024-01-01", "NaT"], "datetime64[s]"), "NaT"),
+        (np.array([2**62, 0]).astype("datetime64[s]"), "do not fit 64 bits in us"),
+    ],
+)
+def test_times_that_are_none(times: np.ndarray, message: str) -> None:
+    with pytest.raises(poolkit.PoolError, match=message):
+        asked_at(times)
+
+
+def test_calendar_windows_follow_the_clock() -> None:
+    """30 March 2025 has 23 hours in Paris."""
+    spec = WindowPool(
+        "user", "ts", Column("x"), ["1d", calendar("1d", tz="Europe/Paris")], ["count"]
+    )
+    events = {"user": [0], "ts": np.array(["2025-03-29T12:30"], "datetime64[s]"), "x": [1.0]}
+    noon = np.array(["2025-03-30T12:00"], "datetime64[s]")  # 14:00 there, and 13:30 the day before
+    out = spec.asof(events, {"user": [0], "ts": noon})
+    assert (out["count_1d"][0], out["count_calendar_1d"][0]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "time", "begin"),
+    [
+        ("1mo", "2024-03-31T10:00", "2024-02-29T10:00"),
+        ("1y", "2024-02-29T10:00", "2023-02-28T10:00"),
+        ("2w", "2024-03-01T00:00", "2024-02-16T00:00"),
+        ("1mo1d", "2024-01-01T00:00", "2023-11-30T00:00"),
+    ],
+)
+def test_dates_of_the_calendar(length: str, time: str, begin: str) -> None:
+    ticks = np.array([time], "datetime64[us]").astype(np.int64)
+    found = calendar(length, tz="UTC").before(ticks, "us").astype("datetime64[us]")
+    assert found[0] == np.datetime64(begin)
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+GOOD = {"user": [0, 1], "ts": np.array([0, 1], "datetime64[s]"), "x": [1.0, 2.0], "w": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"x": [1.0, np.nan]}, {}, "not finite in event 1.*nonfinite='propagate'"),
+        ({"w": [1.0, -1.0]}, {"weight": "w"}, "w is -1.0 in row 1"),
+        ({"user": [0.5, 1.0]}, {}, "float64, which is no key"),
+        ({"user": np.array(["a", 1], object)}, {}, "int, str, which are no keys"),
+        ({"user": ["a", "b"]}, {}, "events is text.*|events are text, those of queries integers"),
+        ({"x": [1.0]}, {}, "different lengths"),
+        ({}, {"weight": "dwell"}, "no column 'dwell'. They have|no column 'dwell'"),
+        ({}, {"empty": "error"}, "query 0 sees no event"),
+        ({"tie": [1.0, np.nan]}, {"tie": "tie"}, "NaN, which has no order"),
+    ],
+)
+def test_bad_events(change: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    spec = WindowPool("user", "ts", Column("x"), ["1s"], ["mean"], **options)
+    with pytest.raises(poolkit.PoolError, match=message) as caught:
+        spec.asof({**GOOD, **change}, {"user": [0], "ts": GOOD["ts"][:1]})
+    assert "while pooling events of 'user' in windows 1s" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"closed": "right"}, "closed must be 'left'"),
+        ({"windows": ["1mo"]}, "calendar"),
+        ({"windows": ["0s"]}, "longer than nothing"),
+        ({"windows": ["1s", None, "all"]}, "two windows have one name"),
+        ({"windows": ["500ms"], "unit": "s"}, "no whole number of s"),
+        ({"windows": []}, "no window"),
+        ({"windows": "7d"}, "lists"),
+        ({"reduce": ["mean", "Mean()"]}, "two reductions have one name"),
+        ({"reduce": ["average"]}, "no reduction named 'average'"),
+        ({"reduce": ["last(0)"]}, "number of events"),
+        ({"reduce": ["decay('soon')"]}, "half-life of 'soon'"),
+        ({"empty": "none"}, "empty must be"),
+        ({"accumulate": "f32"}, "accumulate must be 'f64' or 'exact'"),
+        ({"value": "x"}, "a Column or a Lookup"),
+    ],
+)
+def test_bad_specifications(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(poolkit.PoolError, match=message):
+        WindowPool(
+            **{"key": "user", "time": "ts", "value": Column("x"), "windows": ["1s"], **options}
+        )
+
+
+def test_lookup_by_ids() -> None:
+    ts = np.arange(3).astype("datetime64[s]")
+    queries = {"user": ["u"], "ts": np.array([9], "datetime64[s]")}
+    events = {"user": ["u"] * 3, "ts": ts, "item": ["b", "c", "a"]}
+    table = np.array([[1.0], [2.0]])
+    skip = WindowPool("user", "ts", Lookup("item", table, ids=["a", "b"], missing="skip"), [None],
+                      ["count", "sum"])  # fmt: skip
+    out = skip.asof(events, queries)
+    assert (out["count_all"][0], out["sum_all"][0, 0]) == (2, 3.0)
+    strict = WindowPool("user", "ts", Lookup("item", table, ids=["a", "b"]), [None], ["sum"])
+    with pytest.raises(PoolValueError, match=r"item is 'c' in row 1.*missing='skip'"):
+        strict.asof(events, queries)
+    with pytest.raises(PoolValueError, match="one id"):
+        Lookup("item", table, ids=["a", "a"])
+    with pytest.raises(PoolTypeError, match="ids of its rows"):
+        WindowPool("user", "ts", Lookup("item", table), [None]).asof(events, queries)
+
+
+def test_nan_goes_through_where_it_may() -> None:
+    spec = WindowPool(
+        "user", "ts", Column("x"), ["1s", None], ["max", "mean", "std"], nonfinite="propagate"
+    )
+    ts = np.arange(3).astype("datetime64[s]")
+    out = spec.asof({"user": [0] * 3, "ts": ts, "x": [np.nan, 5.0, 3.0]},
+                    {"user": [0], "ts": ts[2:]})  # fmt: skip
+    assert out["max_1s"][0, 0] == 5
+    assert all(np.isnan(out[f"{name}_all"][0, 0]) for name in ("max", "mean", "std"))
+
+
+def test_empty_rules_and_no_events() -> None:
+    nothing = {
+        "user": np.zeros(0, np.int64),
+        "ts": np.zeros(0, "datetime64[s]"),
+        "x": np.zeros((0, 4)),
+    }
+    queries = {"user": [0, 0], "ts": GOOD["ts"]}
+    for rule in ("zero", "nan", "zero+mask"):
+        spec = WindowPool(
+            "user", "ts", Column("x"), ["1s"], ["count", "mean", "median"], empty=rule
+        )
+        out = spec.asof(nothing, queries)
+        assert ("seen_1s" in out) == (rule == "zero+mask")
+        assert out["count_1s"].tolist() == [0, 0]
+        for name in ("mean_1s", "median_1s"):
+            assert out[name].shape == (2, 4)
+            assert np.isnan(out[name]).all() == (rule == "nan")
+    none = {"user": np.zeros(0, np.int64), "ts": np.zeros(0, "datetime64[s]")}
+    assert spec.asof(nothing, none)["mean_1s"].shape == (0, 4)
+
+
+# --- as a window of the library --------------------------------------------------------------
+
+
+@given(cases())
+def test_time_windows_of_pool_see_what_the_oracle_sees(case: Case) -> None:
+    case = dataclasses.replace(case, options={})
+    x = np.arange(len(case.events["user"]), dtype=np.float64)[:, None] + 1
+    for name, ticks in TICKS.items():
+        window = poolkit.TimeWindow(
+            None if name == "all" else name, times=case.events["ts"], at=case.queries["ts"],
+            keys=case.events["user"], at_keys=case.queries["user"],
+        )  # fmt: skip
+        logged = case.logged()
+        for place, event in enumerate(logged):
+            event["value"] = [place + 1.0]
+        for reduction in ("sum", "max", "Quantile(0.5)"):
+            got = poolkit.pool(x, window, reduction)
+            for q, query in enumerate(case.asked()):
+                seen = np.array([e["value"][0] for e in visible(logged, query, ticks)])
+                right = {"sum": np.sum, "max": np.max, "Quantile(0.5)": np.median}[reduction]
+                assert got[q, 0] == (right(seen) if len(seen) else 0)
+
+
+def test_time_windows_have_gradients() -> None:
+    """Each row collects what the windows that see it send back."""
+    torch = pytest.importorskip("torch")
+    times = np.array([0, 1, 2, 5], "datetime64[s]")
+    window = poolkit.TimeWindow("3s", times=times[::-1].copy(), at=times + np.timedelta64(1, "s"))
+    for reduction in ("sum", "mean", "max", "std"):
+        x = torch.tensor([[4.0], [3.0], [2.5], [1.0]], dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, r=reduction: poolkit.pool(x, window, r), (x,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"times": [1, 2]}, "times must be datetime64"),
+        ({"keys": [1, 2]}, "keys and at_keys"),
+        ({"keys": [1, 2], "at_keys": [1, 2]}, "keys of shape"),
+        ({"keys": [1, 2], "at_keys": ["a"]}, "Convert one of them"),
+        ({"length": "2y"}, "no fixed duration"),
+    ],
+)
+def test_bad_time_windows(change: dict[str, Any], message: str) -> None:
+    given = {"length": "1s", "times": GOOD["ts"], "at": GOOD["ts"][:1], **change}
+    with pytest.raises(poolkit.PoolError, match=message):
+        poolkit.TimeWindow(**given)
+
+
+def test_rows_without_times() -> None:
+    window = poolkit.TimeWindow("1s", times=GOOD["ts"], at=GOOD["ts"])
+    with pytest.raises(PoolValueError, match=r"2 times for an input of shape \(3, 1\)"):
+        poolkit.pool(np.zeros((3, 1)), window, "sum")
