@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, compare, bench, gallery, info.
+"""The command line: inspect, optimize, compare, window, bench, gallery, info.
 
 Nothing here imports torch before a command needs it, so ``poolkit --help`` is quick.
 """
@@ -356,6 +356,49 @@ def gallery(
 
     for path in draw(pages or PAGES, output, photograph=photograph, sentence=sentence, quick=quick):
         print(f"{path} ({path.stat().st_size // 1000} kB)")
+    return 0
+
+
+@app.command
+def window(
+    spec: Annotated[Path, Parameter(help="A TOML file: see poolkit.events.read_spec.")],
+    *,
+    events: Annotated[
+        list[str], Parameter(consume_multiple=True, negative="", help="Parquet files, or globs.")
+    ],
+    queries: Annotated[
+        list[str], Parameter(consume_multiple=True, negative="", help="Parquet files, or globs.")
+    ],
+    output: Annotated[Path, Parameter(help="The Parquet file to write, whole or not at all.")],
+    memory: Annotated[float, Parameter(help="Gigabytes that events may take at a time.")] = 1.0,
+) -> int:
+    """Pool the events before each query: its columns, in their order, and those of the spec."""
+    _check_targets(output)
+    from poolkit.events.configuration import read_spec
+    from poolkit.events.local import read_stored
+    from poolkit.files import whole
+
+    definition = read_spec(spec)
+    if not 0 < memory < 2**20:
+        raise PoolValueError(f"memory must be above 0, got {memory}", "Give gigabytes")
+    asked = read_stored(queries)
+    with _progress("windows") as progress:
+        pooled = definition.asof(
+            events, asked, memory=int(memory * 2**30), progress=progress
+        ).to_arrow()
+    for name in pooled.column_names:
+        if name in asked.column_names:
+            raise PoolValueError(
+                f"queries have a column {name!r}, and so has the result", "Rename or drop theirs"
+            )
+        asked = asked.append_column(name, pooled.column(name))
+    import pyarrow.parquet as pq
+
+    with whole(output) as temporary:
+        pq.write_table(asked, temporary)
+    _console().print(
+        f"{asked.num_rows} rows, {len(pooled.column_names)} columns: {output}", soft_wrap=True
+    )
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poolkit.errors import PoolValueError
@@ -16,12 +17,18 @@ def write_whole(path: Path, data: str | bytes) -> None:
     Raises PoolValueError if the folder does not exist or cannot be written to; an older file of
     that name is then as it was.
     """
+    with whole(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Another name to write to, which becomes ``path`` when all has gone well. As `write_whole`."""
     check_writable(path)
-    payload = data.encode() if isinstance(data, str) else data
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(payload)
+        yield Path(temporary)
         os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
     except OSError as error:

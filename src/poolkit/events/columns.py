@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,6 +165,11 @@ class QueryColumns:
     def __len__(self) -> int:
         return len(self.time)
 
+    def take(self, places: np.ndarray) -> QueryColumns:
+        """Some of the queries."""
+        targets = {name: target[places] for name, target in self.targets.items()}
+        return replace(self, keys=self.keys.take(places), time=self.time[places], targets=targets)
+
     @classmethod
     def read(cls, spec: WindowPool, given: Any) -> QueryColumns:
         """See `EventColumns.read`."""
@@ -185,7 +191,7 @@ class QueryColumns:
                 raise PoolValueError(
                     f"{name} of queries holds values that are not finite", "Drop those queries"
                 )
-        if len({len(c) for c in (time, keys.codes, *targets.values())}) > 1:
+        if len({len(column) for column in (time, keys.codes, *targets.values())}) > 1:
             raise PoolValueError("the columns of queries have different lengths", "Check the table")
         return cls(keys, time, aware, targets)
 
@@ -273,8 +279,8 @@ def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
             raise _no_time(name, kind)
         return _in_unit(ticks, source, name, unit), aware
     if column.dtype.kind != "M":
-        if column.dtype.kind == "O" and len(column):
-            return times_of(arrow_of("times").array(column.tolist()), name, unit)
+        if column.dtype.kind == "O" and all(isinstance(t, date) for t in column.tolist()):
+            return _of_datetimes(column.tolist(), name, unit)
         raise _no_time(name, column.dtype)
     source, count = np.datetime_data(column.dtype)
     if np.isnat(column).any():
@@ -282,6 +288,16 @@ def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
     if count != 1 or source not in ("D", *UNITS):
         column, source = column.astype("datetime64[s]"), "s"
     return _in_unit(column.astype(np.int64), source, name, unit), False
+
+
+def _of_datetimes(times: list[date], name: str, unit: str) -> tuple[np.ndarray, bool]:
+    whole = [t if isinstance(t, datetime) else datetime(t.year, t.month, t.day) for t in times]
+    aware = {t.tzinfo is not None for t in whole}
+    if len(aware) > 1:
+        raise PoolTypeError(f"{name} has a time zone in some rows alone", "Give all one, or none")
+    epoch = datetime(1970, 1, 1, tzinfo=UTC if True in aware else None)
+    ticks = np.array([(t - epoch) // timedelta(microseconds=1) for t in whole], dtype=np.int64)
+    return _in_unit(ticks, "us", name, unit), True in aware
 
 
 def _no_time(name: str, kind: Any) -> PoolTypeError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,11 @@ from ..reductions import Reduction
 from ..windows.durations import UNITS, Calendar, duration
 from .columns import EventColumns, Keys, QueryColumns, arrow_of, keys_of, real_rows
 from .kernel import pool_events
+from .local import Progress, is_stored, pool_stored, read_stored
 from .reductions import Attend, Decay, EventReduction, named
+
+if TYPE_CHECKING:
+    from .state import State, Verification
 
 if TYPE_CHECKING:
     pass
@@ -233,15 +239,32 @@ class WindowPool:
         assert events.values is not None
         return events.values
 
-    def asof(self, events: Any, queries: Any, *, engine: Any = "local") -> Pooled:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of events that are read."""
+        names = (self.key, self.time, self.tie, self.known_at, self.value.column, self.weight)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    def asof(
+        self,
+        events: Any,
+        queries: Any,
+        *,
+        engine: str = "local",
+        memory: int = 2**30,
+        progress: Progress | None = None,
+    ) -> Pooled:
         """One row for each query, in their order.
 
         Args:
             events: columns `key`, `time` and those that the specification names: a dict of arrays,
                 an Arrow table, a Polars or pandas frame, a DuckDB relation, or paths and globs of
-                Parquet files, which are read out of core.
-            queries: columns `key` and `time`, and those that `attend` names; as events.
-            engine: "local".
+                Parquet files. The last two are read by DuckDB, out of core where they are large.
+            queries: columns `key` and `time`, and those that `attend` names; as events, but held in
+                memory, as the results are.
+            engine: "local", which is the only one here.
+            memory: bytes that stored events may take, besides queries and results.
+            progress: told what is done of stored events, how much, and of how much.
 
         Raises:
             PoolValueError, PoolTypeError: for columns that are missing or do not fit; naive times
@@ -250,11 +273,44 @@ class WindowPool:
         if engine != "local":
             raise PoolTypeError(f"there is no engine {engine!r}", "Write engine='local'")
         try:
-            return Pooled(
-                pool_events(self, EventColumns.read(self, events), QueryColumns.read(self, queries))
-            )
+            asked = QueryColumns.read(self, read_stored(queries) if is_stored(queries) else queries)
+            if is_stored(events):
+                return Pooled(pool_stored(self, events, asked, memory, progress))
+            return Pooled(pool_events(self, EventColumns.read(self, events), asked))
         except PoolError as error:
             raise error.during(self._context()) from None
+
+    def state(self, saved: bytes | str | os.PathLike[str] | None = None) -> State:
+        """An empty `State`, or one that was saved: what `to_bytes` made, or the path of a file.
+
+        Raises:
+            PoolValueError: for a state that is corrupt, of another version or definition.
+        """
+        from .state import State
+
+        if saved is None:
+            return State(self)
+        if not isinstance(saved, (bytes, bytearray, memoryview)):
+            try:
+                saved = Path(saved).read_bytes()
+            except OSError as error:
+                raise PoolValueError(f"cannot read {saved!s}: {error.strerror}") from None
+        return State.of_bytes(self, bytes(saved))
+
+    def verify(self, log: Any, served: Any) -> Verification:
+        """Replays a log and compares: what should have been served?
+
+        Args:
+            log: events, as for `asof`. With `known_at`, late events are not held against a row that
+                was served before they were known.
+            served: a table of queries with columns of the results, all or some, as served.
+
+        Returns:
+            The largest difference and the number of rows that differ, for each column.
+        """
+        from .state import verified
+
+        return verified(self, log, served)
 
     def _context(self) -> str:
         windows = ", ".join(name for name, _ in self.lengths)

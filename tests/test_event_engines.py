@@ -1,0 +1,222 @@
+"""Tables in every form, files out of core, and the command: the same bits as of NumPy arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_events import skewed
+
+import poolkit
+from poolkit import PoolTypeError, PoolValueError
+from poolkit.events import Column, Lookup, WindowPool, attend, decay, last, read_spec
+
+pa = pytest.importorskip("pyarrow")
+duckdb = pytest.importorskip("duckdb")
+import pyarrow.parquet as pq  # noqa: E402
+
+SPEC = WindowPool(
+    "user", "ts", Column("vector"), ["100s", None], known_at="known", weight="weight",
+    reduce=["count", "mean", "std", decay("20s"), last(5), attend("target")],
+)  # fmt: skip
+
+
+def arrow(table: dict[str, Any]) -> Any:
+    return pa.table({
+        name: pa.FixedSizeListArray.from_arrays(pa.array(c.reshape(-1)), c.shape[1])
+        if c.ndim == 2 else pa.array(c)
+        for name, c in table.items()
+    })  # fmt: skip
+
+
+def text(table: dict[str, Any]) -> dict[str, Any]:
+    return {**table, "user": np.char.add("user ", table["user"].astype(str))}
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[dict[str, Any], dict[str, Any]]:
+    return skewed(6000, 400)
+
+
+@pytest.fixture(scope="module")
+def want(tables: Any) -> Any:
+    return SPEC.asof(*tables)
+
+
+def same(got: Any, want: Any) -> None:
+    assert list(got) == list(want)
+    for name, column in want.items():
+        assert got[name].dtype == column.dtype
+        assert got[name].tobytes() == column.tobytes(), name
+
+
+def test_arrow_polars_pandas_and_relations(tables: Any, want: Any) -> None:
+    events, queries = map(arrow, tables)
+    same(SPEC.asof(events, queries), want)
+    same(SPEC.asof(events.to_batches()[0], queries), want)
+    polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
+    same(SPEC.asof(polars.from_arrow(events), polars.from_arrow(queries)), want)
+    frame = pandas.DataFrame({n: list(c) if c.ndim == 2 else c for n, c in tables[0].items()})
+    same(SPEC.asof(frame, queries), want)
+    connection = duckdb.connect()
+    same(SPEC.asof(connection.from_arrow(events), connection.from_arrow(queries)), want)
+
+
+@pytest.mark.parametrize("keys", [dict, text], ids=["integers", "text"])
+@pytest.mark.parametrize("memory", [2**30, 2**20], ids=["at once", "in parts"])
+def test_files(tables: Any, want: Any, keys: Any, memory: int, tmp_path: Path) -> None:
+    events, queries = (arrow(keys(table)) for table in tables)
+    for start in range(0, len(events), 2500):
+        pq.write_table(events.slice(start, 2500), tmp_path / f"events-{start}.parquet")
+    pq.write_table(queries, tmp_path / "queries.parquet")
+    told: list[tuple[str, int, int]] = []
+    got = SPEC.asof(
+        tmp_path / "events-*.parquet", str(tmp_path / "queries.parquet"), memory=memory,
+        progress=lambda *step: told.append(step),
+    )  # fmt: skip
+    same(got, want)
+    assert (told[-1][0] == "pooling") == (memory == 2**20)
+    files = sorted(tmp_path.glob("events-*.parquet"))
+    same(SPEC.asof(files, queries, memory=memory), want)
+    relation = duckdb.read_parquet([str(file) for file in files])
+    same(SPEC.asof(relation, queries, memory=memory), want)
+    nobody = queries.slice(0, 0)
+    assert SPEC.asof(files, nobody, memory=memory)["mean_all"].shape == (0, 5)
+
+
+def counted(events: Any, queries: Any, **options: Any) -> list[int]:
+    spec = WindowPool("user", "ts", Column("x"), ["1d"], ["count"], **options)
+    size = len(events)
+    log = pa.table({"user": pa.array([0] * size), "ts": events, "x": pa.array([1.0] * size)})
+    asked = pa.table({"user": pa.array([0] * len(queries)), "ts": queries})
+    found: list[int] = spec.asof(log, asked)["count_1d"].tolist()
+    return found
+
+
+DAY = 86400
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("other", ["s", "ms", "us", "ns"])
+def test_units_of_arrow(unit: str, other: str) -> None:
+    ticks, others = 10 ** (3 * ["s", "ms", "us", "ns"].index(unit)), 10 ** (
+        3 * ["s", "ms", "us", "ns"].index(other))  # fmt: skip
+    events = pa.array([0, DAY * ticks], pa.timestamp(unit))
+    queries = pa.array([DAY * others, DAY * others + 1], pa.timestamp(other))
+    assert counted(events, queries, unit="ns") == [1, 1]
+
+
+def test_dates_and_zones_of_arrow() -> None:
+    dates = pa.array([0, 1], pa.date32())
+    assert counted(dates, pa.array([DAY], pa.timestamp("s"))) == [1]
+    assert counted(pa.array([0, DAY * 1000], pa.date64()), dates) == [0, 1]
+    paris, utc = pa.timestamp("s", "Europe/Paris"), pa.timestamp("us", "UTC")
+    assert counted(pa.array([0], paris), pa.array([DAY * 10**6], utc)) == [1]  # instants
+    with pytest.raises(PoolTypeError, match=r"ts of events has a time zone, ts of queries has"):
+        counted(pa.array([0], paris), pa.array([1], pa.timestamp("s")))
+    with pytest.raises(PoolTypeError, match="does not say what time it is"):
+        counted(pa.array([0]), dates)
+    with pytest.raises(PoolValueError, match="ts of events has 1 nulls in 2 rows"):
+        counted(pa.array([0, None], pa.timestamp("s")), dates)
+    with pytest.raises(PoolValueError, match=r"no whole us.*unit='ns'"):
+        counted(pa.array([1], pa.timestamp("ns")), dates)
+
+
+def test_keys_that_do_not_meet(tables: Any, tmp_path: Path) -> None:
+    events, queries = arrow(tables[0]), arrow(text(tables[1]))
+    with pytest.raises(PoolTypeError, match="events are integers, those of queries text"):
+        SPEC.asof(events, queries)
+    pq.write_table(arrow(text(tables[0])), tmp_path / "e.parquet")
+    for memory in (2**20, 2**30):
+        with pytest.raises(PoolTypeError, match="events are text, those of queries integers"):
+            SPEC.asof(tmp_path / "e.parquet", tables[1], memory=memory)
+
+
+def test_files_that_are_none(tables: Any, tmp_path: Path) -> None:
+    with pytest.raises(PoolValueError, match="cannot read"):
+        SPEC.asof(tmp_path / "none*.parquet", tables[1])
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(poolkit.PoolError, match="no Parquet files"):
+        SPEC.asof(tables[0], tmp_path / "x.parquet")
+    with pytest.raises(PoolTypeError, match=r"are no table: int.*Polars"):
+        SPEC.asof(3, tables[1])
+
+
+# --- the command -------------------------------------------------------------------------------
+
+TOML = """
+key = "user"
+time = "ts"
+windows = ["1s", "100s", {calendar = "1mo", tz = "Europe/Paris"}, "all"]
+reduce = ["count", "mean", "decay('20s')", "last(5)", "attend('candidate')"]
+
+[value]
+lookup = "item"
+table = "items.parquet"
+ids = "item"
+vector = "embedding"
+"""
+
+
+def test_the_command_and_its_specification(tables: Any, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("cyclopts")
+    from poolkit.cli import run
+
+    random = np.random.default_rng(5)
+    names = np.char.add("item ", np.arange(40).astype(str))
+    embeddings = random.standard_normal((40, 5)).astype(np.float32)
+    pq.write_table(arrow({"item": names, "embedding": embeddings}), tmp_path / "items.parquet")
+    events, queries = ({k: t[k] for k in ("user", "ts")} for t in tables)
+    events["item"] = names[random.integers(0, 40, len(events["user"]))]
+    queries["candidate"] = names[random.integers(0, 40, len(queries["user"]))]
+    for name, table in (("e", events), ("q", queries)):
+        pq.write_table(arrow(table), tmp_path / f"{name}.parquet")
+    (tmp_path / "spec.toml").write_text(TOML)
+    spec = read_spec(tmp_path / "spec.toml")
+    assert isinstance(spec.value, Lookup)
+    want = spec.asof(events, queries)
+
+    output = tmp_path / "out.parquet"
+    given = ["window", tmp_path / "spec.toml", "--events", tmp_path / "e.parquet", "--queries",
+             tmp_path / "q.parquet", "--output", output]  # fmt: skip
+    assert run([*map(str, given), "--memory", str(2**-12)]) == 0
+    found = pq.read_table(output)
+    assert found.column_names == ["user", "ts", "candidate", *want]
+    for name, column in want.items():
+        flat = found.column(name).combine_chunks()
+        flat = flat.flatten() if column.ndim == 2 else flat
+        assert flat.to_numpy(zero_copy_only=False).tobytes() == column.tobytes()
+
+    before = output.read_bytes()
+    (tmp_path / "q.parquet").write_text("broken")
+    assert run(list(map(str, given))) == 1
+    assert "no Parquet files" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "e.parquet", "items.parquet", "out.parquet", "q.parquet", "spec.toml",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('key = "user"', "", "does not fit WindowPool.*'key'"),
+        ("[value]", "[values]", "no .value."),
+        ('lookup = "item"', "", "It has column, or lookup and table"),
+        ("reduce =", "reduces =", "reduces"),
+        ("{calendar", "{kalender", "is no window"),
+        ("key =", "key", "is not TOML"),
+        ("items.parquet", "none.npy", "cannot read"),
+        ("last(5)", "last(", "is no reduction"),
+    ],
+)
+def test_bad_files(before: str, after: str, message: str, tmp_path: Path) -> None:
+    pq.write_table(
+        arrow({"item": np.arange(2), "embedding": np.eye(2)}), tmp_path / "items.parquet"
+    )
+    assert before in TOML
+    (tmp_path / "spec.toml").write_text(TOML.replace(before, after))
+    with pytest.raises(poolkit.PoolError, match=message):
+        read_spec(tmp_path / "spec.toml")
