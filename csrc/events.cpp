@@ -84,7 +84,8 @@ class NodeStore {
 
 // Merges neighbours in the order of the trie as they are pushed. A family gives lift(out, event),
 // merge(out, a, b, gap), where `out` may be a and the gap is the time between the last events of
-// the two, and append(out, a, event, gap), the same for a single event.
+// the two; append(out, a, event, gap), the same for a single event, and pair(out, event, event,
+// gap) for two.
 template <class Family>
 class Fold {
   public:
@@ -121,14 +122,18 @@ class Fold {
         const bool kept = Keep && nodes_.keeps(b.end - a.begin);
         double* out = kept ? nodes_.room() : nodes_.slot(size_ - 2);
         const int64_t gap = events_[b.end - 1].time - events_[a.end - 1].time;
-        if (!a.state) {
-            family_.lift(out, a.begin);
-            a.state = out;
-        }
-        if (b.state) {
-            family_.merge(out, a.state, b.state, gap);
+        if (!a.state && !b.state) {
+            family_.pair(out, a.begin, b.begin, gap);
         } else {
-            family_.append(out, a.state, b.begin, gap);
+            if (!a.state) {
+                family_.lift(out, a.begin);
+                a.state = out;
+            }
+            if (b.state) {
+                family_.merge(out, a.state, b.state, gap);
+            } else {
+                family_.append(out, a.state, b.begin, gap);
+            }
         }
         a.state = out;
         a.end = b.end;
@@ -172,6 +177,14 @@ struct Additive : Values<T> {
         for (int64_t j = 0; j < this->width; ++j) out[j] = Weighted ? w * x[j] : double(x[j]);
         out[this->width] = w;
     }
+    void pair(double* out, int64_t a, int64_t b, int64_t) const {
+        const T *x = this->row(a), *y = this->row(b);
+        const double w = this->weight(a), v = this->weight(b);
+#pragma GCC ivdep
+        for (int64_t j = 0; j < this->width; ++j)
+            out[j] = Weighted ? w * x[j] + v * y[j] : double(x[j]) + y[j];
+        out[this->width] = w + v;
+    }
     void append(double* out, const double* a, int64_t event, int64_t) const {
         const T* x = this->row(event);
         const double w = this->weight(event);
@@ -192,6 +205,10 @@ struct Decayed : Additive<T, true> {
     double half_life;
 
     double factor(int64_t gap) const;
+    void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
+        this->lift(out, a);
+        append(out, out, b, gap);
+    }
     void append(double* out, const double* a, int64_t event, int64_t gap) const {
         const T* x = this->row(event);
         const double w = this->weight(event), f = factor(gap);
@@ -218,6 +235,10 @@ struct Extreme : Values<T> {
         const double w = this->weight(event);
         for (int64_t j = 0; j < this->width; ++j) out[j] = w * x[j];
     }
+    void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
+        lift(out, a);
+        append(out, out, b, gap);
+    }
     void append(double* out, const double* a, int64_t event, int64_t) const {
         const T* x = this->row(event);
         const double w = this->weight(event);
@@ -241,6 +262,10 @@ struct Centred : Values<T> {
         // An infinity has no deviation: NaN.
         for (int64_t j = 0; j < this->width; ++j) out[this->width + j] = double(x[j]) - x[j];
         out[2 * this->width] = this->weight(event);
+    }
+    void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
+        lift(out, a);
+        append(out, out, b, gap);
     }
     void append(double* out, const double* a, int64_t event, int64_t) const {
         const int64_t n = this->width;
