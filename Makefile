@@ -73,7 +73,8 @@ sanitize: $(VENV)/.ready
 	ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	$(BIN)/python -S -m pytest -q -m 'not slow' -p no:cacheprovider -o addopts=--strict-markers \
-	  tests/test_oracle.py tests/test_instruction_sets.py tests/test_region_kernels.py
+	  tests/test_oracle.py tests/test_instruction_sets.py tests/test_region_kernels.py \
+	  tests/test_events.py
 
 # The same kernels for another processor, run by an emulator: needs Debian's cmake, qemu-user and
 # g++-aarch64-linux-gnu. The vectors are GCC's, so NEON is the baseline there.

@@ -2,10 +2,10 @@
 
 Skewed users and their events over 90 days; each event names an item of a table of 100 thousand
 vectors of float32, and a query asks for one user at one moment. Against DuckDB's join and avg,
-Polars' rolling windows, NumPy's prefix sums, and a loop of searchsorted and mean over sorted events,
-which is what one writes with pandas. The log lies in memory as an Arrow table, ordered by time or
-not; sorting it, looking items up and writing the results are part of each way. Answers are compared
-first. Times are over poolkit's, in rounds, with their quartiles.
+Polars' rolling windows, NumPy's prefix sums, and pandas' groupby of all pairs of a query and an
+event that it sees. The log lies in memory as an Arrow table, ordered by time or not; sorting it,
+looking items up and writing the results are part of each way. Answers are compared first. Times are
+over poolkit's, in rounds, with their quartiles.
 
     python benchmarks/windows.py                  # 5 M events, 500 k queries
     python benchmarks/windows.py --scale 0.1      # a tenth of both
@@ -97,7 +97,7 @@ def by_duckdb(data: Data) -> Answer:
 
 
 def by_polars(data: Data) -> Answer:
-    """Queries are events without a vector: their rolling window, closed on the left, is the answer."""
+    """Queries are events without a vector, whose rolling window is the answer."""
     log = pl.from_arrow(data.log).join(pl.from_arrow(data.items), on="item", how="left")
     both = pl.concat([log.drop("item"), pl.from_arrow(data.asked)], how="diagonal")
     both = both.sort("user", "ts")

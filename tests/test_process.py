@@ -60,6 +60,18 @@ def test_importing_loads_numpy_alone() -> None:
     assert loaded_by("import poolkit") == {"poolkit"}
 
 
+def test_events_of_numpy_arrays_load_numpy_alone() -> None:
+    action = (
+        "from poolkit.events import Column, WindowPool\n"
+        "spec = WindowPool('user', 'ts', Column('x'), ['1d'], ['mean', 'median'])\n"
+        "times = numpy.array(['2024-01-01', '2024-01-02'], 'datetime64[s]')\n"
+        "table = {'user': ['a', 'a'], 'ts': times, 'x': [1.0, 2.0]}\n"
+        "spec.asof(table, table)\n"
+        "spec.state(spec.state().to_bytes()).update(table)"
+    )
+    assert loaded_by(action) == {"poolkit"}
+
+
 def test_pooling_numpy_arrays_loads_numpy_alone() -> None:
     action = (
         "import poolkit\n"

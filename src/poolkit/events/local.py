@@ -123,6 +123,7 @@ class _Store:
     """A relation, and a connection of our own, whose memory is bounded."""
 
     def __init__(self, given: Any, memory: int | None) -> None:
+        arrow_of("stored tables")
         try:
             import duckdb
         except ModuleNotFoundError:
