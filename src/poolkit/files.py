@@ -32,7 +32,7 @@ def whole(path: Path) -> Iterator[Path]:
         os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
     except OSError as error:
-        raise PoolValueError(f"cannot write {path}: {error.strerror}") from error
+        raise PoolValueError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
@@ -86,6 +85,8 @@ class Calendar:
         return np.array(begun, dtype=np.int64)[places] * second + times % second
 
     def _before(self, seconds: int) -> int:
+        from zoneinfo import ZoneInfo
+
         zone = ZoneInfo(self.zone)
         try:
             local = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).astimezone(zone)
@@ -118,6 +119,8 @@ def calendar(length: str, tz: str) -> Calendar:
     >>> (1743332400 - day) / 3600                      # 13:00 in summer time, the day of the change
     array([23.])
     """
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # it loads much that others do not need
+
     steps = {"d": (0, 1), "w": (0, 7), "mo": (1, 0), "y": (12, 0)}
     if not isinstance(length, str) or not re.fullmatch(r"(\d+(mo|[dwy]))+", length):
         raise PoolValueError(
