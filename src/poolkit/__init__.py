@@ -61,6 +61,8 @@ from .windows import (
 if TYPE_CHECKING:
     from . import events, nn
     from .comparison import compare
+
+    from .exporting import export_onnx
     from .inspection import inspect
     from .optimization import optimize
 
@@ -109,6 +111,7 @@ __all__ = [
     "compare",
     "events",
     "explain",
+    "export_onnx",
     "info",
     "inspect",
     "nn",
@@ -127,9 +130,11 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "nn": ("poolkit.nn", None),
     "compare": ("poolkit.comparison", "compare"),
     "events": ("poolkit.events", None),
+    "export_onnx": ("poolkit.exporting", "export_onnx"),
     "inspect": ("poolkit.inspection", "inspect"),
     "optimize": ("poolkit.optimization", "optimize"),
 }
+_EXTRAS = {"torch": "torch", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
 _ROOMS = {
     "recommenders.crossing": "bi_interaction fm_interaction",
     "recommenders.interest": "decayed_mean",
@@ -171,6 +176,6 @@ def __getattr__(name: str) -> Any:
         if error.name is None or error.name.startswith("poolkit"):
             raise
         missing = error.name.partition(".")[0]
-        raise MissingExtraError(missing, "torch" if missing == "torch" else "inspect") from None
+        raise MissingExtraError(missing, _EXTRAS.get(missing, "inspect")) from None
     value = globals()[name] = getattr(loaded, attribute) if attribute else loaded
     return value

@@ -23,7 +23,14 @@ from .windows import Spans
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["beyond_64_bits", "composite", "composite_indices", "outer_product"]
+__all__ = [
+    "beyond_64_bits",
+    "composite",
+    "composite_indices",
+    "flat_positions",
+    "gather_windows",
+    "outer_product",
+]
 
 
 def composite(
@@ -49,7 +56,7 @@ def _composite(
     trailing = int(channels_last)
     inside = outer_product([span.count for span in axes], trailing)
     if reduction.whole_span:
-        values, seen = _gather(xp, x, axes, trailing)
+        values, seen = gather_windows(xp, x, axes, trailing)
         result = reduction.select(xp, values, xp.index(seen, x), xp.index(inside, x))
     else:
         state = reduction.lift(xp, x)
@@ -102,7 +109,9 @@ def _merge_axis(
     return tuple(t[(*ahead, 0)] for t in taps)
 
 
-def _gather(xp: Arrays, x: Array, axes: Sequence[Spans], trailing: int) -> tuple[Array, np.ndarray]:
+def gather_windows(
+    xp: Arrays, x: Array, axes: Sequence[Spans], trailing: int
+) -> tuple[Array, np.ndarray]:
     """All values of each window on one last axis, and which of them are inside the input."""
     lead = x.ndim - trailing - len(axes)
     seen = np.ones((), dtype=bool)
@@ -132,7 +141,7 @@ def composite_indices(
             x, reduction = reduction.first(xp.constant(x))
     working = reduction.working_dtype(dtype_of(x))
     trailing = int(channels_last)
-    values, seen = _gather(xp, xp.cast(xp.constant(x), working), axes, trailing)
+    values, seen = gather_windows(xp, xp.cast(xp.constant(x), working), axes, trailing)
     mask = xp.index(seen, x)
     values = xp.where(mask, values, reduction.identity(working)[0])
     place = xp.index(np.arange(seen.shape[-1]), x)
@@ -144,15 +153,22 @@ def composite_indices(
     # A window whose values all equal the identity still points at its first position inside.
     first = xp.smallest(xp.where(is_best, place, xp.fill(place, seen.shape[-1] - 1)))
     tap = xp.where(last_nan >= 0, last_nan, first)
+    flat = flat_positions(axes)
+    flat = flat.reshape(flat.shape[: len(axes)] + (1,) * trailing + (seen.shape[-1],))
+    table = xp.broadcast(xp.index(flat, x), values.shape)
+    return xp.pick(table, tap[..., None])
+
+
+def flat_positions(axes: Sequence[Spans]) -> np.ndarray:
+    """(*outputs, places): the flat spatial position of each place in each window, in the order of
+    `gather_windows`; 0 along an axis where a window has no such place."""
     flat = np.zeros((), dtype=np.int64)
     for span in axes:
         positions, _ = span.positions()
         flat = flat[..., None, None] * span.size + positions
     n = len(axes)
     flat = flat.transpose([*range(0, 2 * n, 2), *range(1, 2 * n, 2)])
-    flat = flat.reshape(flat.shape[:n] + (1,) * trailing + (seen.shape[-1],))
-    table = xp.broadcast(xp.index(np.ascontiguousarray(flat), x), values.shape)
-    return xp.pick(table, tap[..., None])
+    return np.ascontiguousarray(flat.reshape(*flat.shape[:n], -1))
 
 
 def beyond_64_bits(x: Array, plan: Plan, channels_last: bool = False) -> Array | None:

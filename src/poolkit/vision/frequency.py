@@ -67,7 +67,7 @@ def _cropped(x: Tensor, size: int, axis: int) -> Tensor:
     spectrum = torch.fft.rfft(x, dim=axis).narrow(axis, 0, size // 2 + 1)
     if size % 2 == 0:
         # The highest frequency has the same samples as its mirror image, and they add up.
-        low, high = spectrum.split([size // 2, 1], dim=axis)
+        low, high = spectrum.narrow(axis, 0, size // 2), spectrum.narrow(axis, size // 2, 1)
         spectrum = torch.cat([low, 2 * high], dim=axis)
     return torch.fft.irfft(spectrum, n=size, dim=axis) * (size / n)
 

@@ -1,0 +1,5 @@
+"""`poolkit.export_onnx`: models with poolkit's poolings as ONNX files of standard operators."""
+
+from .exporter import ExportReport, export_onnx
+
+__all__ = ["ExportReport", "export_onnx"]

@@ -1,0 +1,282 @@
+"""export_onnx(): trace, express, translate, check, write."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxscript  # noqa: F401 - the exporter needs it, and its absence should be known at once
+import torch
+from torch import nn
+
+from ..errors import PoolError, PoolTypeError, PoolValueError
+from ..files import check_writable, write_whole
+from ..inspection.inspector import evaluating
+from ..inspection.trace import run_model, tensors_in
+from ..optimization.equality import check_tolerance
+from .checking import Check, check_engines, run_checks
+from .expressions import ExportedPooling, Expressing
+from .operators import OPSET
+
+__all__ = ["ExportReport", "export_onnx"]
+
+MOST_BYTES = 2**31 - 1
+"""What one protobuf message can hold."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        opset: the version of ONNX's operators.
+        inputs, outputs: their names.
+        operators: how many nodes there are of each ONNX operator.
+        poolings: poolkit's poolings, in the order in which they run.
+        checks: the runs that agreed with the model.
+    """
+
+    path: Path
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: dict[str, int]
+    poolings: tuple[ExportedPooling, ...]
+    checks: tuple[Check, ...]
+
+
+def export_onnx(
+    model: nn.Module,
+    inputs: Any,
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+    engines: Sequence[str] | None = None,
+    tolerance: float = 1e-4,
+) -> ExportReport:
+    """Write a model as ONNX, in standard operators only, and check that the file answers alike.
+
+    poolkit's poolings become ONNX's pooling operators where these say the same, with padding in
+    the place of ``ceil_mode``; all others are written out in whole-array operations, for which
+    the spatial sizes must be known. The model is traced in eval mode, and left as it was.
+
+    Args:
+        model: any module.
+        inputs: a tensor, or a tuple or list of the positional arguments of ``forward``: real ones,
+            as the file is checked on them.
+        path: the file. It is written when all checks have passed, under another name first.
+        kwargs: keyword arguments of ``forward``.
+        dynamic_batch: whether the first axis of all inputs may have any length in the file. A
+            batch of one is traced as a batch of two, and both are checked.
+        dynamic_shapes: which axes may vary, as `torch.export.export` takes it, instead.
+        engines: what runs the file to check it: "onnxruntime", "reference" (ONNX's own evaluator,
+            slow for large models), both, or none; by default those that are installed.
+        tolerance: largest difference from the model's own outputs, relative to the largest value.
+
+    Returns:
+        An :class:`ExportReport`.
+
+    Raises:
+        PoolTypeError: ``model`` is not a module.
+        PoolValueError: the model cannot be traced, something in it cannot be expressed (the layer
+            is named), an engine answers differently, or the file cannot be written. Then nothing
+            is, and a file that was there stays.
+        MissingExtraError: the packages of ``poolkit[onnx]`` are not installed.
+
+    >>> import tempfile, torch, poolkit
+    >>> model = torch.nn.Sequential(poolkit.nn.MaxPool2d(3, 2, 1), poolkit.nn.SoftPool2d(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = poolkit.export_onnx(model, torch.rand(2, 3, 16, 16), f"{folder}/model.onnx")
+    >>> report.operators["MaxPool"], report.operators["Softmax"]
+    (1, 1)
+    >>> sorted({(check.engine, check.error < 1e-6) for check in report.checks})
+    [('onnxruntime', True), ('reference', True)]
+    """
+    if not isinstance(model, nn.Module):
+        raise PoolTypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    check_tolerance(tolerance)
+    path = Path(path)
+    check_writable(path)
+    chosen = check_engines(engines)
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    given = dict(kwargs or {})
+    with evaluating(model), torch.no_grad(), _quiet():
+        expected = list(tensors_in(run_model(model, args, given)))
+        traced_args, traced_kwargs = args, given
+        if dynamic_shapes is None and dynamic_batch:
+            traced_args, traced_kwargs = _of_two(args), _of_two(given)
+            dynamic_shapes = _batch_axes(traced_args, traced_kwargs)
+        program, poolings = _traced(model, traced_args, traced_kwargs, dynamic_shapes)
+        _check_deterministic(program)
+        proto = _translated(program, len(expected))
+        examples = [(list(tensors_in((args, given))), expected)]
+        if traced_args is not args or traced_kwargs is not given:
+            outputs = run_model(model, traced_args, traced_kwargs)
+            examples.append(
+                (list(tensors_in((traced_args, traced_kwargs))), list(tensors_in(outputs)))
+            )
+    names = [value.name for value in proto.graph.input]
+    data = _serialised(proto)
+    checks = run_checks(data, names, examples, chosen, tolerance)
+    write_whole(path, data)
+    return ExportReport(
+        path=path,
+        opset=next(entry.version for entry in proto.opset_import if entry.domain == ""),
+        inputs=tuple(names),
+        outputs=tuple(value.name for value in proto.graph.output),
+        operators=dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
+        poolings=poolings,
+        checks=checks,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of what is missing and nobody asked for."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _of_two(values: Any) -> Any:
+    """Batches of one repeated: of an axis of length 1 a tracer does not believe that it varies."""
+    if isinstance(values, torch.Tensor):
+        return torch.cat([values, values]) if values.ndim and values.shape[0] == 1 else values
+    if isinstance(values, dict):
+        made: Any = {key: _of_two(value) for key, value in values.items()}
+        return made if any(made[key] is not values[key] for key in values) else values
+    if isinstance(values, tuple | list):
+        parts = [_of_two(value) for value in values]
+        same = all(a is b for a, b in zip(parts, values, strict=True))
+        return values if same else type(values)(parts)
+    return values
+
+
+def _batch_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    batch = torch.export.Dim("batch")
+
+    def axes(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {0: batch} if value.ndim else None
+        if isinstance(value, dict):
+            return {key: axes(part) for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(axes(part) for part in value)
+        return None
+
+    return (*(axes(value) for value in args), *(axes(value) for value in kwargs.values()))
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[torch.export.ExportedProgram, tuple[ExportedPooling, ...]]:
+    mode = Expressing(model)
+    try:
+        with mode.following(), mode:
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    except PoolError:
+        raise
+    except Exception as error:
+        if "dynamic_shapes" in str(error) or "Constraints violated" in str(error):
+            raise PoolValueError(
+                f"the model does not work for a batch of any size: {_first_line(error)}",
+                "Export it with dynamic_batch=False, or say in dynamic_shapes what may vary",
+            ) from error
+        raise PoolValueError(
+            f"{mode.layer} cannot be traced: {type(error).__name__}: {_first_line(error)}",
+            "What is exported may not depend on values, nor call what torch does not know",
+        ) from error
+    return program, tuple(mode.found)
+
+
+def _layer_of(node: Any) -> str:
+    stack = [entry for entry in (node.meta.get("nn_module_stack") or {}).values() if entry[0]]
+    if not stack:
+        return "the model"
+    name, kind = stack[-1]
+    kind = kind if isinstance(kind, str) else kind.__qualname__
+    return f"layer {name!r} ({kind.rpartition('.')[2]})"
+
+
+def _is_random(node: Any) -> bool:
+    """Whether a node draws numbers; dropout does not in eval mode, nor does attention without it."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    for place, argument in enumerate(node.target._schema.arguments):
+        if argument.name in ("dropout_p", "train", "training"):
+            given = node.kwargs.get(argument.name, argument.default_value)
+            return bool(node.args[place] if place < len(node.args) else given)
+    return True
+
+
+def _check_deterministic(program: torch.export.ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if _is_random(node):
+            raise PoolValueError(
+                f"{_layer_of(node)} draws random numbers ({node.target}), which ONNX has no way to "
+                "repeat",
+                "Draw them outside and make them an input of the model, or use another layer",
+            )
+
+
+def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:
+    names = ["output"] if outputs == 1 else [f"output_{place}" for place in range(outputs)]
+    try:
+        made = torch.onnx.export(program, output_names=names, opset_version=OPSET, verbose=False)
+        assert made is not None
+        proto = made.model_proto
+    except Exception as error:
+        raise _refusal(program, error) from error
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise PoolValueError(
+                f"{node.name} is an operator of {node.domain}, not a standard one",
+                "Replace the layer, or leave it out of the file",
+            )
+    return proto
+
+
+def _refusal(program: torch.export.ExportedProgram, error: Exception) -> PoolValueError:
+    """An error of the exporter, with the name of the layer that it is about."""
+    cause: BaseException | None = error
+    while cause is not None:
+        found = re.search(r"Error when translating node %?(\w+)", str(cause))
+        for node in program.graph.nodes:
+            if found is not None and node.name == found[1]:
+                return PoolValueError(
+                    f"{_layer_of(node)} cannot be expressed: {node.target} has no translation to "
+                    "standard ONNX operators",
+                    "Replace the layer, or leave it out of the file",
+                )
+        cause = cause.__cause__ or cause.__context__
+    return PoolValueError(f"the model cannot be translated: {_first_line(error)}")
+
+
+def _serialised(proto: Any) -> bytes:
+    if proto.ByteSize() > MOST_BYTES:
+        raise PoolValueError(
+            f"the model has {proto.ByteSize()} bytes, one file holds {MOST_BYTES}",
+            "Export parts of it",
+        )
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
