@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -89,6 +88,197 @@ def test_every_reduction(tmp_path: Path) -> None:
     report = poolkit.export_onnx(model, one_each(2), tmp_path / "model.onnx")
     assert len(report.poolings) == 2 * len(REDUCTIONS)
     assert {check.engine for check in report.checks} == BOTH
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int32", "bool"])
+def test_dtypes(dtype: str, tmp_path: Path) -> None:
+    names = ["max", "min", "sum", "mean"]
+    names += ["median", "Soft()"] if "float" in dtype else []
+    poolings = [(w, r, 2) for w in ("Sliding(3, stride=2, padding=1)", "Global()") for r in names]
+    x = (drawn(1, 2, 7, 6) * 20).to(getattr(torch, dtype))
+    report = poolkit.export_onnx(Poolings(poolings), x, tmp_path / "model.onnx")
+    assert {check.engine for check in report.checks} == BOTH
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (3, 7, 6), (2, 3, 4, 7, 6)], ids=str)
+def test_any_number_of_axes_in_front(shape: tuple[int, ...], tmp_path: Path) -> None:
+    model = Poolings([("Sliding(2)", "mean", 2), ("Global()", "max", 2), ("Sliding(3)", "std", 2)])
+    dynamic = len(shape) > 3
+    poolkit.export_onnx(model, drawn(*shape), tmp_path / "model.onnx", dynamic_batch=dynamic)
+
+
+def test_sizes_may_vary_where_no_window_needs_them(tmp_path: Path) -> None:
+    model = Poolings(
+        [("Sliding(3, stride=2, padding=1)", "max", 2), ("Sliding(2)", "mean", 2)]
+        + [("Global()", r, 2) for r in ("mean", "Soft()", "std", "log_sum_exp")]
+    )
+    size = {name: torch.export.Dim(name, min=4, max=64) for name in ("height", "width")}
+    shapes = {"x": {2: size["height"], 3: size["width"]}}
+    report = poolkit.export_onnx(
+        model, drawn(1, 2, 8, 10), tmp_path / "model.onnx", dynamic_shapes=shapes
+    )
+    x = drawn(1, 2, 13, 7)
+    found = session(report.path).run(None, {"x": x.numpy()})
+    for ours, theirs in zip(model(x), found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours)
+    with pytest.raises(
+        poolkit.PoolValueError, match=r"in layer 'layers.0' \(Pool\).*spatial axes out"
+    ):
+        poolkit.export_onnx(
+            Poolings([("Adaptive(3)", "max", 2)]), drawn(1, 2, 8, 10),
+            tmp_path / "no.onnx", dynamic_shapes=shapes,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "gelu", "hardswish", "leaky_relu"])
+def test_activations(activation: str, tmp_path: Path) -> None:
+    model = Poolings([("Sliding(2)", r, 2, activation) for r in ("max", "mean")])
+    report = poolkit.export_onnx(model, drawn(1, 2, 8, 6), tmp_path / "model.onnx")
+    assert report.operators["MaxPool"] == report.operators["AveragePool"] == 1
+    assert activation != "relu" or report.operators["Relu"] == 2
+
+
+def test_positions_and_unpooling(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            values, indices = poolkit.max_pool2d(x, 2, return_indices=True)
+            return values, indices, poolkit.max_unpool2d(values, indices, 2)
+
+    report = poolkit.export_onnx(Model(), drawn(1, 2, 8, 6), tmp_path / "model.onnx")
+    assert {check.error for check in report.checks} == {0.0}
+
+
+def test_sequences_of_any_number_and_length(tmp_path: Path) -> None:
+    modes = ("mean", "max", "cls", "lasttoken", "std", "TopK(2)", "median", "soft",
+             "mean_sqrt_len", "weighted_mean", "query", "attentive_stats")  # fmt: skip
+    pool = poolkit.nn.SequencePool(modes, channels=5)
+    for query in pool.queries.values():
+        nn.init.normal_(query)
+    tokens = drawn(4, 7, 5)
+    mask = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 0, 0], [1, 0, 0, 1, 0, 0, 0], [0] * 7])
+    tokens[1, 0] = torch.nan  # padding is not looked at
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+    report = poolkit.export_onnx(
+        pool, (tokens, mask), tmp_path / "model.onnx", dynamic_shapes=(axes, axes)
+    )
+    tokens, mask = drawn(2, 9, 5), torch.tensor([[1] * 9, [1, 1] + [0] * 7])
+    feeds = dict(zip(report.inputs, (tokens.numpy(), mask.numpy()), strict=True))
+    found = session(report.path).run(None, feeds)
+    torch.testing.assert_close(torch.from_numpy(found[0]), pool(tokens, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_and_no_mask(tmp_path: Path) -> None:
+    pool, tokens = poolkit.nn.SequencePool(("max", "mean")), drawn(3, 7, 5)
+    poolkit.export_onnx(pool, tokens, tmp_path / "all.onnx")
+    poolkit.export_onnx(
+        pool, tokens, tmp_path / "some.onnx", kwargs={"lengths": torch.tensor([7, 1, 3])}
+    )
+    for mode, options in (("k_max", {}), ("mean", {"empty": "error"})):
+        refused = poolkit.nn.SequencePool(mode, **options)
+        with pytest.raises(poolkit.PoolValueError, match=r"cannot"):
+            poolkit.export_onnx(refused, tokens, tmp_path / "no.onnx")
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "soft"])
+def test_bags(mode: str, tmp_path: Path) -> None:
+    bags = poolkit.nn.EmbeddingBag(20, 6, mode=mode)
+    index, offsets = torch.tensor([3, 4, 5, 1, 2, 19]), torch.tensor([0, 2, 2])
+    report = poolkit.export_onnx(
+        bags, index, tmp_path / "model.onnx", kwargs={"offsets": offsets}, dynamic_batch=False
+    )
+    assert {check.engine for check in report.checks} == BOTH
+
+
+def test_quantized_pools_lie_between_q_and_dq(tmp_path: Path) -> None:
+    from poolkit.quantized import QParams, adaptive_avg_pool2d, avg_pool2d, dequantize, quantize
+    from poolkit.quantized import max_pool2d as largest
+
+    a, b = QParams.from_range(-1, 4, "uint8"), QParams.from_range(0, 3, "uint8")
+
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            q = largest(quantize(x, a, "uint8"), 3, 2, 1)
+            mean = avg_pool2d(q, 2, qparams=a, out_qparams=b)
+            return dequantize(mean, b), adaptive_avg_pool2d(q, 3, qparams=a)
+
+    report = poolkit.export_onnx(Model(), torch.rand(1, 3, 17, 16) * 3, tmp_path / "model.onnx")
+    nodes = onnx.load(report.path).graph.node
+    names = [node.op_type for node in nodes]
+    assert names[:5] == ["QuantizeLinear", "MaxPool", "DequantizeLinear", "AveragePool",
+                         "QuantizeLinear"]  # fmt: skip
+    assert max(check.error for check in report.checks) <= 1  # one step
+
+    class Floor(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return quantize(x, a, "uint8", rounding="floor")
+
+    with pytest.raises(poolkit.PoolValueError, match="rounds half to even, not floor"):
+        poolkit.export_onnx(Floor(), torch.rand(2, 3), tmp_path / "no.onnx")
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_difference_is_noticed_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("before")
+    operator = torch.ops.poolkit.pool.default
+    right = expressions.EXPRESSIONS[operator]
+    monkeypatch.setitem(expressions.EXPRESSIONS, operator, lambda x, *rest: right(x + 0.01, *rest))
+    with pytest.raises(poolkit.PoolValueError, match=r"output 0 in onnxruntime: values differ by"):
+        poolkit.export_onnx(poolkit.nn.MaxPool2d(2), drawn(2, 3, 8, 8), path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    report = poolkit.export_onnx(poolkit.nn.MaxPool2d(2), drawn(2, 3, 8, 8), path, engines=())
+    assert report.checks == ()
+
+
+def test_torch_s_divisor_is_lost_by_its_exporter_and_that_is_noticed(tmp_path: Path) -> None:
+    theirs, ours = nn.AvgPool2d(2, divisor_override=3), poolkit.nn.AvgPool2d(2, divisor_override=3)
+    poolkit.export_onnx(ours, drawn(2, 3, 8, 8), tmp_path / "ours.onnx")
+    with pytest.raises(poolkit.PoolValueError, match="values differ"):
+        poolkit.export_onnx(theirs, drawn(2, 3, 8, 8), tmp_path / "theirs.onnx")
+
+
+def test_the_layer_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:
+    class Looks(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x if x.sum() > 0 else -x
+
+    class Odd(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.special.bessel_j0(x)
+
+    x = drawn(2, 3, 8, 8)
+    for layer, message in (
+        (Looks(), r"layer '1' \(Looks\) cannot be traced"),
+        (Odd(), r"layer '1' \(Odd\) cannot be expressed: .*bessel_j0"),
+    ):
+        model = nn.Sequential(poolkit.nn.MaxPool2d(2), layer)
+        with pytest.raises(poolkit.PoolValueError, match=message):
+            poolkit.export_onnx(model, x, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_modes_and_hooks_are_left_as_they_were(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Dropout(), poolkit.nn.MaxPool2d(2)).train()
+    poolkit.export_onnx(model, drawn(1, 2, 4, 4), tmp_path / "model.onnx", engines="reference")
+    assert all(module.training for module in model.modules())
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_arguments(tmp_path: Path) -> None:
+    x = drawn(1, 2, 4, 4)
+    with pytest.raises(poolkit.PoolTypeError, match="a model is a torch.nn.Module"):
+        poolkit.export_onnx(lambda x: x, x, tmp_path / "m.onnx")  # type: ignore[arg-type]
+    with pytest.raises(poolkit.PoolValueError, match="there is no engine 'tensorrt'"):
+        poolkit.export_onnx(nn.ReLU(), x, tmp_path / "m.onnx", engines=["tensorrt"])
+    with pytest.raises(poolkit.PoolValueError, match="there is no folder"):
+        poolkit.export_onnx(nn.ReLU(), x, tmp_path / "none" / "m.onnx")
+    with pytest.raises(poolkit.PoolValueError, match="tolerance must be"):
+        poolkit.export_onnx(nn.ReLU(), x, tmp_path / "m.onnx", tolerance=-1)
 
 
 # --- the listed modules ------------------------------------------------------------------------

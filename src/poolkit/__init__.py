@@ -61,7 +61,6 @@ from .windows import (
 if TYPE_CHECKING:
     from . import events, nn
     from .comparison import compare
-
     from .exporting import export_onnx
     from .inspection import inspect
     from .optimization import optimize

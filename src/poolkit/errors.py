@@ -96,3 +96,10 @@ def is_traced() -> bool:
     """Whether torch's compiler is tracing this line, found out without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.compiler.is_compiling()
+
+
+def is_exported() -> bool:
+    """Whether a graph for other programs is being made (by torch.export, from torch 2.7 on), found
+    out without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and getattr(torch.compiler, "is_exporting", bool)()

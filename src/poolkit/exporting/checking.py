@@ -1,4 +1,4 @@
-"""Whether a file answers as the model did: it is run, by ONNX Runtime and by ONNX's own evaluator."""
+"""Whether a file answers as the model did: ONNX Runtime and ONNX's own evaluator run it."""
 
 from __future__ import annotations
 
@@ -99,8 +99,12 @@ def run_checks(
     examples: Sequence[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]],
     engines: Sequence[str],
     tolerance: float,
+    step: float = 0.0,
 ) -> tuple[Check, ...]:
     """Run a model on every example, which is its inputs and the outputs that are expected.
+
+    They may differ by `tolerance`, relative to the largest value, and by one quantization step: 1
+    of integers of 8 bits, `step` of real numbers.
 
     Raises:
         PoolValueError: an engine cannot run the model, or answers differently.
@@ -119,7 +123,9 @@ def run_checks(
                 raise PoolValueError(f"{engine} cannot run the model: {_short(error)}") from error
             error = 0.0
             for place, (wanted, value) in enumerate(zip(expected, found, strict=True)):
-                difference = compare_outputs(wanted, torch.from_numpy(np.array(value)), tolerance)
+                noise = step if wanted.is_floating_point() else float(step > 0)
+                actual = torch.from_numpy(np.array(value))
+                difference = compare_outputs(wanted, actual, tolerance, noise)
                 if difference.problem:
                     raise PoolValueError(
                         f"output {place} in {engine}: values {difference.problem}",

@@ -82,6 +82,7 @@ def export_onnx(
         engines: what runs the file to check it: "onnxruntime", "reference" (ONNX's own evaluator,
             slow for large models), both, or none; by default those that are installed.
         tolerance: largest difference from the model's own outputs, relative to the largest value.
+            Where the model quantizes, one step is allowed in any case.
 
     Returns:
         An :class:`ExportReport`.
@@ -116,7 +117,7 @@ def export_onnx(
         if dynamic_shapes is None and dynamic_batch:
             traced_args, traced_kwargs = _of_two(args), _of_two(given)
             dynamic_shapes = _batch_axes(traced_args, traced_kwargs)
-        program, poolings = _traced(model, traced_args, traced_kwargs, dynamic_shapes)
+        program, mode = _traced(model, traced_args, traced_kwargs, dynamic_shapes)
         _check_deterministic(program)
         proto = _translated(program, len(expected))
         examples = [(list(tensors_in((args, given))), expected)]
@@ -127,7 +128,7 @@ def export_onnx(
             )
     names = [value.name for value in proto.graph.input]
     data = _serialised(proto)
-    checks = run_checks(data, names, examples, chosen, tolerance)
+    checks = run_checks(data, names, examples, chosen, tolerance, mode.step)
     write_whole(path, data)
     return ExportReport(
         path=path,
@@ -135,7 +136,7 @@ def export_onnx(
         inputs=tuple(names),
         outputs=tuple(value.name for value in proto.graph.output),
         operators=dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
-        poolings=poolings,
+        poolings=tuple(mode.found),
         checks=checks,
     )
 
@@ -185,7 +186,7 @@ def _batch_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _traced(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> tuple[torch.export.ExportedProgram, tuple[ExportedPooling, ...]]:
+) -> tuple[torch.export.ExportedProgram, Expressing]:
     mode = Expressing(model)
     try:
         with mode.following(), mode:
@@ -202,7 +203,7 @@ def _traced(
             f"{mode.layer} cannot be traced: {type(error).__name__}: {_first_line(error)}",
             "What is exported may not depend on values, nor call what torch does not know",
         ) from error
-    return program, tuple(mode.found)
+    return program, mode
 
 
 def _layer_of(node: Any) -> str:
@@ -215,7 +216,7 @@ def _layer_of(node: Any) -> str:
 
 
 def _is_random(node: Any) -> bool:
-    """Whether a node draws numbers; dropout does not in eval mode, nor does attention without it."""
+    """Whether a node draws numbers; neither dropout in eval mode nor attention without it does."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     for place, argument in enumerate(node.target._schema.arguments):
@@ -254,17 +255,16 @@ def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:
 
 def _refusal(program: torch.export.ExportedProgram, error: Exception) -> PoolValueError:
     """An error of the exporter, with the name of the layer that it is about."""
-    cause: BaseException | None = error
-    while cause is not None:
-        found = re.search(r"Error when translating node %?(\w+)", str(cause))
-        for node in program.graph.nodes:
-            if found is not None and node.name == found[1]:
-                return PoolValueError(
-                    f"{_layer_of(node)} cannot be expressed: {node.target} has no translation to "
-                    "standard ONNX operators",
-                    "Replace the layer, or leave it out of the file",
-                )
-        cause = cause.__cause__ or cause.__context__
+    found = re.search(r"Error when translating node %?(\w+)", str(error))
+    # What the exporter translates is decomposed, so the node may have another name here.
+    graphs = [program.graph, program.run_decompositions().graph] if found else []
+    for node in (node for graph in graphs for node in graph.nodes):
+        if found is not None and node.name == found[1]:
+            return PoolValueError(
+                f"{_layer_of(node)} cannot be expressed: {node.target} has no translation to "
+                "standard ONNX operators",
+                "Replace the layer, or leave it out of the file",
+            )
     return PoolValueError(f"the model cannot be translated: {_first_line(error)}")
 
 

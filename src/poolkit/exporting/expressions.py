@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from ..arrays import arrays_of
 from ..composite import flat_positions, gather_windows, outer_product
 from ..errors import PoolError, PoolValueError, describe
 from ..reductions import Activated, Max, Reduction, Seen, as_reduction
+from ..torch import bags as _bags  # noqa: F401 - these define operators
+from ..torch import quantized as _quantized_operators  # noqa: F401
 from ..torch.plain import NAMES
 from ..torch.whole import activate, reduce_last
 from ..windows import Global, Window, as_window
-from .operators import pool_by_operator
+from .operators import pool_by_operator, symbolic
 
 __all__ = ["EXPRESSIONS", "ExportedPooling", "Expressing", "express"]
 
@@ -55,14 +57,33 @@ class ExportedPooling:
     pooling: str
 
 
+POOLING = {
+    torch.ops.poolkit.pool.default,
+    torch.ops.poolkit.pool_positions.default,
+    torch.ops.poolkit.quantized_pool.default,
+}
+"""What takes a window and a reduction, behind the input."""
+QUANTIZING = {
+    torch.ops.poolkit.quantize.default: 1,
+    torch.ops.poolkit.quantized_pool.default: 6,
+}
+"""Which argument of what rounds to 8 bits is the step."""
+
+
 class Expressing(TorchFunctionMode):
-    """While a model is traced, records expressions in the place of poolkit's operators."""
+    """While a model is traced, records expressions in the place of poolkit's operators.
+
+    Attributes:
+        found: what was pooled, in order.
+        step: the largest distance between two quantized values; 0 if nothing is quantized.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         self.found: list[ExportedPooling] = []
+        self.step = 0.0
 
     @property
     def layer(self) -> str:
@@ -80,8 +101,10 @@ class Expressing(TorchFunctionMode):
         if expression is None:
             return func(*args, **(kwargs or {}))
         recipes = [value for value in args if isinstance(value, str)]
-        if len(recipes) > 1:  # one that has a window and a reduction
-            self.found.append(ExportedPooling(self.layer, " with ".join(recipes)))
+        if func in POOLING:
+            self.found.append(ExportedPooling(self.layer, f"{args[1]} with {args[2]}"))
+        if func in QUANTIZING:
+            self.step = max(self.step, float(args[QUANTIZING[func]]))
         try:
             return expression(*args, **(kwargs or {}))
         except PoolError as error:
@@ -173,3 +196,80 @@ def _hypot(a: Tensor, b: Tensor) -> Tensor:
     large, small = torch.maximum(a.abs(), b.abs()), torch.minimum(a.abs(), b.abs())
     ratio = torch.where(large > 0, small / large, 0)
     return large * (1 + ratio * ratio).sqrt()
+
+
+@express(torch.ops.poolkit.bag_pool.default)
+def _bag_pool(
+    table: Tensor,
+    index: Tensor | None,
+    begin: Tensor,
+    count: Tensor,
+    weights: Tensor | None,
+    divisors: Tensor | None,
+    reduction: str,
+    parameter: float,
+    places: bool,
+) -> tuple[Tensor, Tensor]:
+    """Of every bag and every entry, whether the one has the other: bags are few in one request."""
+    rows = table if index is None else table[index]
+    entry = torch.arange(rows.shape[0])
+    member = (entry >= begin[:, None]) & (entry < (begin + count)[:, None])
+    if reduction == "soft":
+        logits = rows * parameter
+        logits = logits if weights is None else logits + weights.log()[:, None]
+        share = torch.where(member[..., None], logits, -torch.inf).softmax(1)
+        out = (share * rows).sum(1)
+    else:
+        rows = rows if weights is None else rows * weights[:, None].to(rows.dtype)
+        if reduction == "sum":
+            out = member.to(rows.dtype) @ rows
+            out = out if divisors is None else out / divisors[:, None].to(rows.dtype)
+        else:
+            nothing, extreme = (
+                (-torch.inf, torch.amax) if reduction == "max" else (torch.inf, torch.amin)
+            )
+            out = extreme(torch.where(member[..., None], rows, nothing), 1)
+    return torch.where(count[:, None] > 0, out, 0), count.new_empty((0,), dtype=torch.int32)
+
+
+# --- quantized values ----------------------------------------------------------------------------
+
+
+def _parameters(scale: float, zero_point: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=dtype)
+
+
+@express(torch.ops.poolkit.quantize.default)
+def _quantize(x: Tensor, scale: float, zero_point: int, dtype: str, rounding: str) -> Tensor:
+    if rounding != "half_even":
+        raise PoolValueError(
+            f"QuantizeLinear rounds half to even, not {rounding}", "Drop rounding="
+        )
+    kind: torch.dtype = getattr(torch, dtype)
+    inputs = (x.float(), *_parameters(scale, zero_point, kind))
+    return symbolic("QuantizeLinear", inputs, x.shape, kind)
+
+
+@express(torch.ops.poolkit.dequantize.default)
+def _dequantize(q: Tensor, scale: float, zero_point: int, dtype: str = "float32") -> Tensor:
+    inputs = (q, *_parameters(scale, zero_point, q.dtype))
+    real = symbolic("DequantizeLinear", inputs, q.shape, torch.float32)
+    return real.to(getattr(torch, dtype))
+
+
+@express(torch.ops.poolkit.quantized_pool.default)
+def _quantized_pool(
+    q: Tensor,
+    window: str,
+    reduction: str,
+    ndim: int,
+    scale: float,
+    zero_point: int,
+    out_scale: float,
+    out_zero_point: int,
+    rounding: str,
+) -> Tensor:
+    """Dequantized, pooled and quantized again, which runtimes fuse into one operator on integers;
+    it may differ by one step where the exact mean is half way between two."""
+    pooled = _pool(_dequantize(q, scale, zero_point), window, reduction, ndim)
+    return _quantize(pooled, out_scale, out_zero_point, NAMES[q.dtype], rounding)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +91,6 @@ def box_of(window: Window, spatial: Sequence[Any]) -> Box | None:
     kernel, stride, dilation = window.sizes(n)
     output = window.output_shape(spatial)
     pads = window.pads(n)
-    starts = [0] * n if pads is None else [before for before, _ in pads]
     if fixed:
         reach = [
             (o - 1) * s + (k - 1) * d + 1 - size
@@ -98,7 +98,6 @@ def box_of(window: Window, spatial: Sequence[Any]) -> Box | None:
         ]
         if pads is None:
             pads = tuple((max(r, 0) // 2, max(r, 0) - max(r, 0) // 2) for r in reach)
-            starts = [before for before, _ in pads]
         over = tuple(max(r - a - b, 0) for r, (a, b) in zip(reach, pads, strict=True))
     else:
         over = (0,) * n
@@ -123,13 +122,9 @@ def pool_by_operator(x: Tensor, window: Window, reduction: Reduction, ndim: int)
     ):
         return None
     if isinstance(window, Global):
-        run: Callable[[Tensor], Tensor | None] = lambda images: _pool_all(images, reduction, ndim)
-    else:
-        box = box_of(window, spatial)
-        if box is None:
-            return None
-        run = lambda images: _pool_box(images, box, reduction)
-    return _with_images(x, ndim, run)
+        return _with_images(x, ndim, partial(_pool_all, reduction, ndim))
+    box = box_of(window, spatial)
+    return None if box is None else _with_images(x, ndim, partial(_pool_box, reduction, box))
 
 
 def _with_images(x: Tensor, ndim: int, run: Callable[[Tensor], Tensor | None]) -> Tensor | None:
@@ -144,7 +139,7 @@ def _with_images(x: Tensor, ndim: int, run: Callable[[Tensor], Tensor | None]) -
     return None if pooled is None else pooled.unflatten(0, x.shape[: lead - 1])
 
 
-def _pool_all(x: Tensor, reduction: Reduction, ndim: int) -> Tensor | None:
+def _pool_all(reduction: Reduction, ndim: int, x: Tensor) -> Tensor | None:
     over = tuple(range(2, 2 + ndim))
     shape = (*x.shape[:2], *(1,) * ndim)
     positions = math.prod(x.shape[2:])
@@ -171,7 +166,7 @@ def _pool_all(x: Tensor, reduction: Reduction, ndim: int) -> Tensor | None:
     return symbolic("GlobalAveragePool", (powers,), shape, x.dtype).pow(1 / reduction.p)
 
 
-def _pool_box(x: Tensor, box: Box, reduction: Reduction) -> Tensor | None:
+def _pool_box(reduction: Reduction, box: Box, x: Tensor) -> Tensor | None:
     if isinstance(reduction, Max):
         return _largest(x, box)
     if isinstance(reduction, Min):

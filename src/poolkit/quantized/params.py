@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays import Array, Arrays, arrays_of, check_array
 from ..dtypes import dtype_name
-from ..errors import PoolTypeError, PoolValueError, is_torch_tensor
+from ..errors import PoolTypeError, PoolValueError, is_exported, is_torch_tensor
 from ..reductions.base import check_number
 
 __all__ = ["DTYPES", "ROUNDINGS", "QParams", "check_quantized", "dequantize", "quantize"]
@@ -179,9 +179,19 @@ def quantize(
     array([  8,  10,  10, 255], dtype=uint8)
     """
     check_array(x)
-    lowest, highest = _range_of(dtype)
+    _range_of(dtype)
     check_qparams("qparams", qparams, dtype)
     check_rounding(rounding)
+    if is_torch_tensor(x) and is_exported():
+        from ..torch.quantized import quantize_in_graph
+
+        return quantize_in_graph(x, qparams, dtype, rounding)
+    return quantized_values(x, qparams, dtype, rounding)
+
+
+def quantized_values(x: Array, qparams: QParams, dtype: str, rounding: str) -> Array:
+    """`quantize` past its checks."""
+    lowest, highest = _range_of(dtype)
     xp = arrays_of(x)
     steps = xp.cast(x, "float64") / qparams.scale
     steps = xp.where(xp.isnan(steps), xp.fill(steps, 0.0), steps)
@@ -233,6 +243,15 @@ def dequantize(q: Array, qparams: QParams, dtype: str = "float32") -> Array:
         raise PoolTypeError(f"{dtype!r} is no floating dtype", "Write 'float32'")
     if dtype == "bfloat16" and not is_torch_tensor(q):
         raise PoolTypeError("NumPy has no bfloat16", "Write 'float32'")
+    if is_torch_tensor(q) and is_exported():
+        from ..torch.quantized import dequantize_in_graph
+
+        return dequantize_in_graph(q, qparams, dtype)
+    return real_values(q, qparams, dtype)
+
+
+def real_values(q: Array, qparams: QParams, dtype: str) -> Array:
+    """`dequantize` past its checks."""
     xp = arrays_of(q)
     with np.errstate(over="ignore"):
         real = (xp.cast(q, "float64") - float(qparams.zero_point)) * qparams.scale

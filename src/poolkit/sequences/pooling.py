@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name, is_exported
 from ..ragged import value_of_empty
 from ..reductions import Reduction, as_reduction
 from ..torch.bags import row_products
@@ -19,6 +19,7 @@ from ..windows import Segments
 from ..windows.segments import laid_out
 from .attentive import attentive_pool, attentive_stats, without_absent
 from .kmax import k_max_pool1d
+from .masked import attend_padded, pool_padded, seen_of, weigh_padded
 
 __all__ = ["SequencePool"]
 
@@ -114,10 +115,41 @@ class SequencePool(nn.Module):
             )
             return features
         try:
+            if is_exported():
+                return self._exported(tokens, mask, lengths, segments)
             window = self._window(tokens, mask, lengths, segments)
             return torch.cat([self._pooled(tokens, window, mode) for mode in self.modes], -1)
         except PoolError as error:
             raise error.during(f"{describe(tokens)} by SequencePool({self.extra_repr()})") from None
+
+    def _exported(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+        segments: Segments | None,
+    ) -> Tensor:
+        """The same of a padded batch, in operations that do not look at the mask."""
+        if segments is not None or tokens.is_nested:
+            raise PoolValueError(
+                "only padded batches can be exported", "Give (batch, time, channels) with a mask"
+            )
+        seen = seen_of(tokens, mask, lengths)
+        return torch.cat([self._pooled_padded(tokens, seen, mode) for mode in self.modes], -1)
+
+    def _pooled_padded(self, tokens: Tensor, seen: Tensor, mode: str | Reduction) -> Tensor:
+        if isinstance(mode, Reduction):
+            return pool_padded(tokens, seen, mode, self.empty)
+        if mode == "weighted_mean":
+            return weigh_padded(tokens, seen, self.empty)
+        if mode == "k_max":
+            raise PoolValueError(
+                "k_max of sequences of any length cannot be exported", "Use poolkit.TopK"
+            )
+        query = self.queries[mode]
+        scores = (tokens.to(query.dtype) @ query) / math.sqrt(len(query))
+        mean, deviation = attend_padded(tokens, scores, seen)
+        return mean if mode == "query" else torch.cat([mean, deviation], -1)
 
     def _window(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..composite import composite
 from ..core import join_grids
+from ..quantized.params import QParams, quantized_values, real_values
 from ..quantized.requantization import QuantizedPlan, Requantization, plan_quantized, requantize
 from ..reductions import Reduction, Sum, as_reduction
 from ..windows import Window, as_window
@@ -21,9 +22,15 @@ from .layout import as_laid_out, empty_like_layout, laid_out_like
 from .ops import NAMES, plan_of, to_front
 from .plain import check
 
-__all__ = ["pool"]
+__all__ = ["dequantize_in_graph", "pool", "quantize_in_graph"]
 
 _library = torch.library.Library("poolkit", "FRAGMENT")
+# To and from real numbers, as operators of exported graphs only: elsewhere they are plain
+# operations, which a compiler fuses.
+_library.define(
+    "quantize(Tensor x, float scale, int zero_point, str dtype, str rounding) -> Tensor"
+)
+_library.define("dequantize(Tensor q, float scale, int zero_point, str dtype) -> Tensor")
 _library.define(
     "quantized_pool(Tensor q, str window, str reduction, int ndim, float scale, int zero_point, "
     "float out_scale, int out_zero_point, str rounding) -> Tensor"
@@ -95,3 +102,34 @@ def _pool_vmap(
 ) -> tuple[Tensor, int]:
     q = to_front(q, axes[0], info.batch_size)
     return torch.ops.poolkit.quantized_pool.default(q, window, reduction, ndim, *to), 0
+
+
+def quantize_in_graph(x: Tensor, qparams: QParams, dtype: str, rounding: str) -> Tensor:
+    """See `poolkit.quantized.quantize`."""
+    run = torch.ops.poolkit.quantize.default
+    return run(x, qparams.scale, qparams.zero_point, dtype, rounding)
+
+
+def dequantize_in_graph(q: Tensor, qparams: QParams, dtype: str) -> Tensor:
+    """See `poolkit.quantized.dequantize`."""
+    return torch.ops.poolkit.dequantize.default(q, qparams.scale, qparams.zero_point, dtype)
+
+
+@torch.library.impl(_library, "quantize", "CompositeExplicitAutograd")
+def _quantize(x: Tensor, scale: float, zero_point: int, dtype: str, rounding: str) -> Tensor:
+    return quantized_values(x, QParams(scale, zero_point), dtype, rounding)
+
+
+@torch.library.register_fake("poolkit::quantize", lib=_library)
+def _quantize_fake(x: Tensor, scale: float, zero_point: int, dtype: str, rounding: str) -> Tensor:
+    return torch.empty_like(x, dtype=getattr(torch, dtype))
+
+
+@torch.library.impl(_library, "dequantize", "CompositeExplicitAutograd")
+def _dequantize(q: Tensor, scale: float, zero_point: int, dtype: str) -> Tensor:
+    return real_values(q, QParams(scale, zero_point), dtype)
+
+
+@torch.library.register_fake("poolkit::dequantize", lib=_library)
+def _dequantize_fake(q: Tensor, scale: float, zero_point: int, dtype: str) -> Tensor:
+    return torch.empty_like(q, dtype=getattr(torch, dtype))

@@ -7,8 +7,6 @@ the last axis is what is wanted. Results are the same up to rounding.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
