@@ -49,14 +49,14 @@ def _reference(data: bytes) -> Run:
     from onnx.reference.op_run import OpRun
     from onnx.reference.ops import op_max_pool
 
-    class MaxPool(op_max_pool.MaxPool):  # type: ignore[misc]
+    class MaxPool(op_max_pool.MaxPool):
         """With its loops for strides and dilations always: those for neither take padding for
         (top, bottom, left, right), and fail in one dimension and in three (onnx 1.23)."""
 
-        def _run(self, x: Any, **attributes: Any) -> Any:
+        def _run(self, x: Any, **attributes: Any) -> Any:  # type: ignore[override]
             return self._max_pool(x, **attributes)
 
-    class GlobalMaxPool(OpRun):  # type: ignore[misc]
+    class GlobalMaxPool(OpRun):
         """Over the spatial axes: the evaluator's own takes others, where there are not two."""
 
         def _run(self, x: Any) -> Any:
@@ -121,7 +121,7 @@ def run_checks(
                 found = run(feeds)
             except Exception as error:
                 raise PoolValueError(f"{engine} cannot run the model: {_short(error)}") from error
-            error = 0.0
+            apart = 0.0
             for place, (wanted, value) in enumerate(zip(expected, found, strict=True)):
                 noise = step if wanted.is_floating_point() else float(step > 0)
                 actual = torch.from_numpy(np.array(value))
@@ -132,9 +132,9 @@ def run_checks(
                         "Give a larger tolerance if that is rounding, or export parts of the model "
                         "to see which one it is",
                     )
-                error = max(error, difference.error)
+                apart = max(apart, difference.error)
             batch = int(inputs[0].shape[0]) if inputs and inputs[0].ndim else 1
-            checks.append(Check(engine, batch, error))
+            checks.append(Check(engine, batch, apart))
     return tuple(checks)
 
 

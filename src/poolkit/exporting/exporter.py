@@ -256,10 +256,9 @@ def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:
 def _refusal(program: torch.export.ExportedProgram, error: Exception) -> PoolValueError:
     """An error of the exporter, with the name of the layer that it is about."""
     found = re.search(r"Error when translating node %?(\w+)", str(error))
-    # What the exporter translates is decomposed, so the node may have another name here.
-    graphs = [program.graph, program.run_decompositions().graph] if found else []
-    for node in (node for graph in graphs for node in graph.nodes):
-        if found is not None and node.name == found[1]:
+    for node in program.graph.nodes:
+        # What the exporter translates is decomposed, so a name may be shorter there.
+        if found is not None and found[1] in node.name:
             return PoolValueError(
                 f"{_layer_of(node)} cannot be expressed: {node.target} has no translation to "
                 "standard ONNX operators",

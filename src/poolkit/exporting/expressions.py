@@ -114,10 +114,14 @@ class Expressing(TorchFunctionMode):
     @contextmanager
     def following(self) -> Iterator[None]:
         """Knows which module runs. The hooks are global, so the model's own are not touched."""
+
+        def leave(*_: Any) -> None:
+            self.stack.pop()
+
         modules = nn.modules.module
         handles = [
             modules.register_module_forward_pre_hook(lambda module, _: self.stack.append(module)),
-            modules.register_module_forward_hook(lambda *_: self.stack.pop() and None),
+            modules.register_module_forward_hook(leave),
         ]
         try:
             yield

@@ -152,6 +152,7 @@ def _pool_all(reduction: Reduction, ndim: int, x: Tensor) -> Tensor | None:
     if isinstance(reduction, Mean) and reduction.divisor is None:
         return symbolic("GlobalAveragePool", (x,), shape, x.dtype)
     if isinstance(reduction, Mean):
+        assert reduction.divisor is not None
         return x.sum(over, keepdim=True) / reduction.divisor
     if isinstance(reduction, Sum):
         return x.sum(over, keepdim=True)

@@ -111,9 +111,9 @@ def _quantile(x: Tensor, q: float, seen: Tensor | None, count: Tensor) -> Tensor
     ordered = _where(seen, x, torch.inf).sort(-1).values
     positions = x.shape[-1]
     if seen is None and isinstance(positions, int):
-        low, weight = divmod((positions - 1) * q, 1)
-        below = ordered[..., int(low)]
-        return below if weight == 0 else below + (ordered[..., int(low) + 1] - below) * weight
+        first, weight = int((positions - 1) * q), (positions - 1) * q % 1
+        lower = ordered[..., first]
+        return lower if weight == 0 else lower + (ordered[..., first + 1] - lower) * weight
     rank = (count - 1).clamp(min=0).double() * q
     low = rank.floor()
     share = (rank - low).to(x.dtype)
