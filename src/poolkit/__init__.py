@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .comparison import compare
     from .exporting import export_onnx
     from .inspection import inspect
+    from .linting import lint
     from .optimization import optimize
 
 __version__ = "0.1.0"
@@ -113,6 +114,7 @@ __all__ = [
     "export_onnx",
     "info",
     "inspect",
+    "lint",
     "nn",
     "num_threads",
     "optimize",
@@ -131,6 +133,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "events": ("poolkit.events", None),
     "export_onnx": ("poolkit.exporting", "export_onnx"),
     "inspect": ("poolkit.inspection", "inspect"),
+    "lint": ("poolkit.linting", "lint"),
     "optimize": ("poolkit.optimization", "optimize"),
 }
 _EXTRAS = {"torch": "torch", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}

@@ -189,7 +189,7 @@ def _traced(
 ) -> tuple[torch.export.ExportedProgram, Expressing]:
     mode = Expressing(model)
     try:
-        with mode.following(), mode:
+        with mode.layers.following(), mode:
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     except PoolError:
         raise
@@ -200,7 +200,7 @@ def _traced(
                 "Export it with dynamic_batch=False, or say in dynamic_shapes what may vary",
             ) from error
         raise PoolValueError(
-            f"{mode.layer} cannot be traced: {type(error).__name__}: {_first_line(error)}",
+            f"{mode.layers.current} cannot be traced: {type(error).__name__}: {_first_line(error)}",
             "What is exported may not depend on values, nor call what torch does not know",
         ) from error
     return program, mode

@@ -8,8 +8,7 @@ to `EXPRESSIONS`; one that has none is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..arrays import arrays_of
 from ..composite import flat_positions, gather_windows, outer_product
 from ..errors import PoolError, PoolValueError, describe
+from ..inspection.running import LayerStack
 from ..reductions import Activated, Max, Reduction, Seen, as_reduction
 from ..torch import bags as _bags  # noqa: F401 - these define operators
 from ..torch import quantized as _quantized_operators  # noqa: F401
@@ -80,19 +80,9 @@ class Expressing(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.stack: list[nn.Module] = []
+        self.layers = LayerStack(model)
         self.found: list[ExportedPooling] = []
         self.step = 0.0
-
-    @property
-    def layer(self) -> str:
-        """The module that runs, as messages name it."""
-        if not self.stack:
-            return "the model"
-        module = self.stack[-1]
-        name = self.names.get(id(module), "")
-        return f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -102,32 +92,14 @@ class Expressing(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         recipes = [value for value in args if isinstance(value, str)]
         if func in POOLING:
-            self.found.append(ExportedPooling(self.layer, f"{args[1]} with {args[2]}"))
+            self.found.append(ExportedPooling(self.layers.current, f"{args[1]} with {args[2]}"))
         if func in QUANTIZING:
             self.step = max(self.step, float(args[QUANTIZING[func]]))
         try:
             return expression(*args, **(kwargs or {}))
         except PoolError as error:
-            what = f"{describe(args[0])} with {' and '.join(recipes)} in {self.layer}"
+            what = f"{describe(args[0])} with {' and '.join(recipes)} in {self.layers.current}"
             raise error.during(what) from None
-
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Knows which module runs. The hooks are global, so the model's own are not touched."""
-
-        def leave(*_: Any) -> None:
-            self.stack.pop()
-
-        modules = nn.modules.module
-        handles = [
-            modules.register_module_forward_pre_hook(lambda module, _: self.stack.append(module)),
-            modules.register_module_forward_hook(leave),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @express(torch.ops.poolkit.pool.default)

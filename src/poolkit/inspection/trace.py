@@ -89,6 +89,7 @@ class TracedPooling:
     step: Step = field(default_factory=lambda: Step("", ""))
     kind: str = "function"
     is_layer: bool = False  # whether ``name`` names nothing but this
+    by_poolkit: bool = False
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -252,7 +253,14 @@ class _Recorder(TorchFunctionMode):
         # keeps the memory layout, which decides how fast a pooling is.
         return x.detach().clone()
 
-    def _record(self, pooling: Pooling, x: torch.Tensor, before: torch.Tensor, out: Any) -> None:
+    def _record(
+        self,
+        pooling: Pooling,
+        x: torch.Tensor,
+        before: torch.Tensor,
+        out: Any,
+        by_poolkit: bool = False,
+    ) -> None:
         first = next(tensors_in(out))
         view = self.views.get(x) or dataflow.of_input(x, pooling.spatial_rank)
         after = None if view is None else dataflow.after_pooling(pooling, view, before, first)
@@ -281,6 +289,7 @@ class _Recorder(TorchFunctionMode):
                 step=step,
                 kind=kind,
                 is_layer=named,
+                by_poolkit=by_poolkit,
             )
         )
 
@@ -303,7 +312,8 @@ class _Recorder(TorchFunctionMode):
             out = run(x, window, reduction, ndim, channels_last)
         finally:
             self.inside_poolkit -= 1
-        self._record(named(window, reduction, ndim, channels_last, return_indices), x, before, out)
+        pooling = named(window, reduction, ndim, channels_last, return_indices)
+        self._record(pooling, x, before, out, True)
         return out
 
     @contextmanager
@@ -364,7 +374,7 @@ class _Recorder(TorchFunctionMode):
     def _record_module(self, pooling: Pooling, args: Sequence[Any], output: Any) -> None:
         if "unpool" in pooling.operation and len(args) > 1:
             pooling = Pooling(pooling.operation, {"indices": args[1], **pooling.arguments})
-        self._record(pooling, args[0], self._snapshot(args[0]), output)
+        self._record(pooling, args[0], self._snapshot(args[0]), output, True)
 
 
 def _no_shortcut(*arguments: Any) -> None:

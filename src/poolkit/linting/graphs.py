@@ -1,0 +1,185 @@
+"""Traps in an ONNX file: each looks at one pooling node of its graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..errors import PoolValueError
+from .traps import Finding, Trap, trap
+
+__all__ = ["GRAPH_TRAPS", "PoolingNode", "lint_graph"]
+
+GRAPH_TRAPS: dict[str, Trap] = {}
+SLIDING = ("MaxPool", "AveragePool", "LpPool", "QLinearAveragePool")
+POOLINGS = (
+    *SLIDING,
+    "GlobalMaxPool",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "QLinearGlobalAveragePool",
+)
+FUSED = ("MaxPool", "AveragePool", "GlobalAveragePool")
+"""What ONNX Runtime runs on integers, where both sides are quantized."""
+PADDING = "Write the same window with explicit padding, as poolkit.export_onnx does"
+
+
+@dataclass(frozen=True)
+class PoolingNode:
+    """A pooling node and what is around it.
+
+    Attributes:
+        operator, attributes: of the node.
+        opset: the version of the operators of its domain.
+        spatial: the sizes of its input's spatial axes; None for one that is not known.
+        producer: the operator that made its input, or "".
+        consumers: the operators that take its output.
+        quantized: whether the graph dequantizes anything.
+    """
+
+    operator: str
+    attributes: dict[str, Any]
+    opset: int
+    spatial: tuple[int | None, ...] = ()
+    producer: str = ""
+    consumers: tuple[str, ...] = ()
+    quantized: bool = False
+
+    def lone_window(self) -> bool:
+        """Whether in ceil_mode a last window begins behind the input; True if that is unknown."""
+        if not self.attributes.get("ceil_mode"):
+            return False
+        kernel = self.attributes["kernel_shape"]
+        n = len(kernel)
+        ones, pads = [1] * n, self.attributes.get("pads") or [0] * 2 * n
+        stride = self.attributes.get("strides") or ones
+        dilation = self.attributes.get("dilations") or ones
+        sizes: Sequence[int | None] = self.spatial or (None,) * n
+        for size, k, s, d, before, behind in zip(
+            sizes, kernel, stride, dilation, pads[:n], pads[n:], strict=True
+        ):
+            if size is None:
+                return bool(before or behind or s > k)
+            windows = math.ceil((size + before + behind - (k - 1) * d - 1) / s) + 1
+            if (windows - 1) * s >= size + before:
+                return True
+        return False
+
+    @property
+    def between(self) -> bool:
+        """Whether its input is dequantized, and its output quantized."""
+        return self.producer == "DequantizeLinear" and set(self.consumers) == {"QuantizeLinear"}
+
+    def counts_padding(self) -> bool:
+        return bool(self.attributes.get("count_include_pad"))
+
+
+@trap(GRAPH_TRAPS, "onnxruntime", mended="1.21.0", remedy=f"Update ONNX Runtime. {PADDING}")
+def ceil_mode_shape(node: PoolingNode) -> str | None:
+    if not node.lone_window():
+        return None
+    return (
+        "with ceil_mode=1 a window that begins in the padding is left out by the standard, and "
+        "kept by ONNX Runtime before 1.21"
+    )
+
+
+@trap(GRAPH_TRAPS, "onnxruntime", mended="1.29.0", remedy=f"Update ONNX Runtime. {PADDING}")
+def ceil_mode_average(node: PoolingNode) -> str | None:
+    if node.operator != "AveragePool" or node.opset >= 19:
+        return None
+    if not (node.attributes.get("ceil_mode") and node.counts_padding()):
+        return None
+    return (
+        "with ceil_mode=1 and count_include_pad=1, before opset 19, ONNX Runtime before 1.29 "
+        "divides by places that are not even padding"
+    )
+
+
+@trap(GRAPH_TRAPS, "onnxruntime", remedy=PADDING)
+def quantized_ceil_mode_average(node: PoolingNode) -> str | None:
+    fused = node.operator == "AveragePool" and node.between
+    if node.operator != "QLinearAveragePool" and not fused:
+        return None
+    if not (node.attributes.get("ceil_mode") and node.counts_padding()):
+        return None
+    return (
+        "with ceil_mode=1 and count_include_pad=1 QLinearAveragePool, which ONNX Runtime makes of "
+        "an AveragePool between DequantizeLinear and QuantizeLinear, divides by places that are "
+        "not even padding"
+    )
+
+
+@trap(
+    GRAPH_TRAPS,
+    "onnxruntime",
+    remedy="Put it between a DequantizeLinear and a QuantizeLinear, as MaxPool, AveragePool or "
+    "GlobalAveragePool: these have kernels on integers",
+)
+def left_in_float(node: PoolingNode) -> str | None:
+    if not node.quantized or node.operator.startswith("QLinear"):
+        return None
+    if node.operator in FUSED and node.between:
+        return None
+    # A maximum may change places with the conversion in front of it.
+    if node.operator == "MaxPool" and node.producer == "DequantizeLinear":
+        return None
+    return f"{node.operator} runs in float in a quantized graph, with a conversion on its way"
+
+
+def lint_graph(path: Path, versions: dict[str, str]) -> list[Finding]:
+    """The findings of all pooling nodes, in the order of the file.
+
+    Raises:
+        PoolValueError: the file is missing or is no ONNX model.
+    """
+    if not path.is_file():
+        raise PoolValueError(f"there is no file {path}")
+    try:
+        model = onnx.load(path)
+    except Exception as error:
+        raise PoolValueError(f"{path} is not an ONNX model") from error
+    traps = [each for each in GRAPH_TRAPS.values() if each.exists_in(versions)]
+    found = (each.finding(node, layer) for layer, node in _pooling_nodes(model) for each in traps)
+    return [finding for finding in found if finding is not None]
+
+
+def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
+    graph = _with_shapes(model).graph
+    shapes = {
+        value.name: [d.dim_value or None for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    producers = {name: node.op_type for node in graph.node for name in node.output}
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    quantized = any(node.op_type == "DequantizeLinear" for node in graph.node)
+    for place, node in enumerate(graph.node):
+        if node.op_type not in POOLINGS:
+            continue
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        taken = [other.op_type for other in graph.node if node.output[0] in other.input]
+        yield (
+            f"node {node.name or place!r} ({node.op_type})",
+            PoolingNode(
+                node.op_type,
+                attributes,
+                opsets.get(node.domain, 1),
+                tuple(shapes.get(node.input[0], [])[2:]),
+                producers.get(node.input[0], ""),
+                tuple(taken),
+                quantized,
+            ),
+        )
+
+
+def _with_shapes(model: Any) -> Any:
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except Exception:  # operators of other domains; what is known without them is enough
+        return model

@@ -1,0 +1,320 @@
+# ruff: noqa: E402 - what these rooms need is skipped over before it is imported
+"""Every trap has a minimal reproduction here, on what is installed. Where a version has mended it,
+the reproduction says so, and lint is silent for that version and speaks for the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import poolkit
+import poolkit.nn
+from poolkit.linting.graphs import GRAPH_TRAPS
+from poolkit.linting.models import MODEL_TRAPS
+from poolkit.linting.traps import _numbers
+
+KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+INSTALLED = _numbers(onnxruntime.__version__)
+
+
+def drawn(*shape: int) -> Any:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def traps(subject: Any, *inputs: Any, **options: Any) -> list[str]:
+    return [finding.trap for finding in poolkit.lint(subject, *inputs, **options)]
+
+
+def graph(x: np.ndarray, nodes: list[Any], constants: dict[str, Any], opset: int) -> Any:
+    """A model from "x" to "y"."""
+    kind = KINDS[x.dtype.name]
+    made = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", kind, x.shape)],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=8)
+
+
+def one_node(x: np.ndarray, operator: str, opset: int = 19, **attributes: Any) -> Any:
+    return graph(x, [helper.make_node(operator, ["x"], ["y"], **attributes)], {}, opset)
+
+
+def run(model: Any, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"x": x})[0]
+
+
+def saved(model: Any, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def exported(model: Any, x: Any) -> Any:
+    """By torch's own exporter."""
+    pytest.importorskip("onnxscript")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(model.eval(), (x,), verbose=False, dynamo=True).model_proto
+
+
+# --- in models of torch --------------------------------------------------------------------------
+
+
+def test_divisor_lost() -> None:
+    model, x = nn.AvgPool2d(2, divisor_override=3), drawn(1, 3, 8, 8)
+    made = exported(model, x)
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(found, F.avg_pool2d(x, 2).numpy(), rtol=1e-5, atol=1e-6)
+    assert np.abs(found - model(x).numpy()).max() > 0.01
+    assert traps(nn.Sequential(model), x) == ["divisor-lost"]
+    assert traps(poolkit.nn.AvgPool2d(2, divisor_override=3), x) == []
+    assert traps(nn.AvgPool2d(2), x) == []
+
+
+def test_bins_that_do_not_divide() -> None:
+    x = drawn(1, 3, 10, 8)
+    with pytest.raises(Exception, match="export"):
+        exported(nn.AdaptiveMaxPool2d(3), x)
+    nodes = exported(nn.AdaptiveAvgPool2d(3), x).graph.node
+    assert sum(node.op_type == "Gather" for node in nodes) > 3
+    for model in (nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d((5, 3))):
+        assert traps(model, x) == ["bins-that-do-not-divide"]
+    assert traps(nn.AdaptiveAvgPool2d((5, None)), x) == []
+    assert traps(poolkit.nn.AdaptiveMaxPool2d(3), x) == []
+
+
+def test_odd_norm_of_negative_values() -> None:
+    x = torch.tensor([[[[-3.0, -1.0], [2.0, 1.0]]]])
+    assert F.lp_pool2d(x, 3.0, 2).isnan().all()
+    torch.testing.assert_close(
+        poolkit.lp_pool2d(x, 3.0, 2), (x.abs() ** 3).sum().pow(1 / 3)[None, None, None, None]
+    )
+    assert traps(nn.LPPool2d(3, 2), x) == ["odd-norm-of-negative-values"]
+    assert traps(nn.LPPool2d(3, 2), x.abs()) == []
+    assert traps(nn.LPPool2d(2, 2), x) == []
+
+
+def test_norm_in_half_precision() -> None:
+    x = torch.ones(1, 1, 256, 256, dtype=torch.float16) * 2
+    assert F.lp_pool2d(x, 2.0, 256).isinf().all()
+    assert poolkit.lp_pool2d(x, 2.0, 256).item() == 512
+    assert traps(nn.LPPool2d(2, 256), x) == ["norm-in-half-precision"]
+    assert traps(nn.LPPool2d(2, 256), x.float()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mean_in_half_precision_is_mended(dtype: Any) -> None:
+    x = torch.ones(1, 1, 256, 256, dtype=dtype)  # added up in bfloat16, ones stay at 256
+    if _numbers(torch.__version__) >= (2, 13):
+        assert F.avg_pool2d(x, 256).item() == F.adaptive_avg_pool2d(x, 1).item() == 1
+        assert traps(nn.AvgPool2d(256), x) == []
+    assert traps(nn.AvgPool2d(256), x, versions={"torch": "2.6.0"}) == ["mean-in-half-precision"]
+    assert traps(nn.AvgPool2d(2), x, versions={"torch": "2.6.0"}) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=str)
+def test_int8_channels_last(dtype: Any) -> None:
+    x = (drawn(1, 8, 12, 12) * 20).to(dtype).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="numeric_limits"):
+        F.max_pool2d(x, 2)
+    assert torch.equal(poolkit.max_pool2d(x, 2), F.max_pool2d(x.contiguous(), 2))
+    (finding,) = poolkit.lint(nn.Sequential(nn.Identity(), nn.MaxPool2d(2)), x)
+    assert finding.trap == "int8-channels-last"
+    assert finding.layer == "layer '1' (MaxPool2d)"
+    assert traps(nn.MaxPool2d(2), x.contiguous()) == []
+    assert (
+        traps(nn.MaxPool2d(2), x[..., :8, :8].contiguous(memory_format=torch.channels_last)) == []
+    )
+
+
+def test_ceil_mode_of_a_model() -> None:
+    x, old = drawn(1, 1, 9, 9), {"onnxruntime": "1.20.1"}
+    model = nn.MaxPool2d(2, 3, 1, ceil_mode=True)
+    assert model(x).shape[-1] == 4
+    assert traps(nn.MaxPool2d(2, 3, 0, ceil_mode=True), drawn(1, 1, 6, 6), versions=old) == [
+        "ceil-mode-shape"
+    ]
+    assert traps(nn.MaxPool2d(3, 2, ceil_mode=True), x, versions=old) == []
+    assert traps(nn.MaxPool2d(2, 3, 0, ceil_mode=True), drawn(1, 1, 6, 6)) == []
+
+
+def test_functions_are_seen_and_named() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return F.avg_pool2d(x, 2, divisor_override=3)
+
+    (finding,) = poolkit.lint(Model(), drawn(1, 3, 8, 8))
+    assert finding.layer.startswith("the model (avg_pool2d, test_lint.py:")
+    assert str(finding).endswith("[divisor-lost]")
+
+
+# --- in ONNX files -------------------------------------------------------------------------------
+
+LONE = {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1}
+
+
+def test_ceil_mode_shape_is_mended(tmp_path: Path) -> None:
+    x = drawn(1, 1, 6, 6).numpy()  # a third window would begin at 6, behind the end
+    model = one_node(x, "MaxPool", **LONE)
+    assert poolkit.max_pool2d(x, 2, 3, ceil_mode=True).shape == (1, 1, 2, 2)
+    if INSTALLED >= (1, 21):
+        assert run(model, x).shape == (1, 1, 2, 2)
+        assert traps(saved(model, tmp_path)) == []
+    else:
+        assert run(model, x).shape == (1, 1, 3, 3)
+    old = {"onnxruntime": "1.20.1"}
+    assert traps(saved(model, tmp_path), versions=old) == ["ceil-mode-shape"]
+    assert traps(saved(model, tmp_path), versions={"onnxruntime": "1.21.0"}) == []
+    harmless = one_node(x, "MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    assert traps(saved(harmless, tmp_path), versions=old) == []
+
+
+def test_ceil_mode_average_is_mended(tmp_path: Path) -> None:
+    x = np.full((1, 1, 6, 6), 60, "float32")
+    given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    model = one_node(x, "AveragePool", 12, **given)
+    want = poolkit.avg_pool2d(x, 3, 2, ceil_mode=True)
+    assert (run(model, x) == want).all() == (INSTALLED >= (1, 29))
+    path = saved(model, tmp_path)
+    assert traps(path, versions={"onnxruntime": "1.28.0"}) == ["ceil-mode-average"]
+    assert traps(path, versions={"onnxruntime": "1.29.0"}) == []
+    assert traps(saved(one_node(x, "AveragePool", 19, **given), tmp_path)) == []
+
+
+def test_quantized_ceil_mode_average(tmp_path: Path) -> None:
+    x = np.full((1, 1, 6, 6), 60, "uint8")
+    given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+
+    def model(**attributes: Any) -> Any:
+        node = helper.make_node(
+            "QLinearAveragePool", list("xszsz"), ["y"], domain="com.microsoft", **attributes
+        )
+        return graph(x, [node], {"s": np.float32(1), "z": np.uint8(0)}, 19)
+
+    assert (poolkit.avg_pool2d(x.astype("f"), 3, 2, ceil_mode=True) == 60).all()
+    assert run(model(**given), x)[0, 0, -1].tolist() == [40, 40, 27]
+    assert traps(saved(model(**given), tmp_path)) == ["quantized-ceil-mode-average"]
+    right = model(**given | {"count_include_pad": 0})
+    assert (run(right, x) == 60).all()
+    assert traps(saved(right, tmp_path)) == []
+
+
+def between_q_and_dq(x: np.ndarray, operator: str, **attributes: Any) -> Any:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node(operator, ["d"], ["p"], "pool", **attributes),
+        helper.make_node("QuantizeLinear", ["p", "s", "z"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
+    ]
+    return graph(x, nodes, {"s": np.float32(1), "z": np.uint8(0)}, 19)
+
+
+def optimized(path: Path) -> list[str]:
+    """The operators that ONNX Runtime runs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def test_quantized_ceil_mode_average_of_a_float_operator(tmp_path: Path) -> None:
+    x = np.full((1, 1, 6, 6), 60, "float32")
+    given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    model = between_q_and_dq(x, "AveragePool", **given)
+    assert run(model, x)[0, 0, -1].tolist() == [40, 40, 27]
+    assert traps(saved(model, tmp_path)) == ["quantized-ceil-mode-average"]
+
+
+@pytest.mark.parametrize("operator", ["LpPool", "GlobalMaxPool", "AveragePool", "MaxPool"])
+def test_left_in_float(operator: str, tmp_path: Path) -> None:
+    x = np.full((1, 2, 6, 6), 7, "float32")
+    given = {} if operator[0] == "G" else {"kernel_shape": [2, 2], "strides": [2, 2]}
+    path = saved(between_q_and_dq(x, operator, **given), tmp_path)
+    names = optimized(path)
+    if operator in ("LpPool", "GlobalMaxPool"):
+        assert names[names.index(operator) - 1] == "DequantizeLinear"
+        assert traps(path) == ["left-in-float"]
+    else:
+        assert "DequantizeLinear" not in names[:-1]
+        assert traps(path) == []
+
+
+@pytest.mark.parametrize("operator", ["AveragePool", "MaxPool"])
+def test_left_in_float_where_one_side_is_not_quantized(operator: str, tmp_path: Path) -> None:
+    x = np.full((1, 2, 6, 6), 7, "float32")
+    model = between_q_and_dq(x, operator, kernel_shape=[2, 2])
+    del model.graph.node[3:]
+    model.graph.node[2].output[0] = "y"
+    path = saved(model, tmp_path)
+    if operator == "AveragePool":
+        assert optimized(path)[-1] == operator
+        assert traps(path) == ["left-in-float"]
+    else:  # a maximum changes places with the conversion
+        assert optimized(path)[-2:] == ["MaxPool", "DequantizeLinear"]
+        assert traps(path) == []
+
+
+# --- around them ---------------------------------------------------------------------------------
+
+
+def test_every_trap_is_reproduced() -> None:
+    """By the name of a test; those that are in both tables have one for each."""
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    for name in {*MODEL_TRAPS, *GRAPH_TRAPS}:
+        word = name.replace("-", "_")
+        assert any(test.startswith(word) for test in tests), name
+    for table in (MODEL_TRAPS, GRAPH_TRAPS):
+        for each in table.values():
+            assert each.remedy
+            assert each.package in ("torch", "onnxruntime")
+
+
+def test_what_poolkit_exports_has_no_trap(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(
+        poolkit.nn.MaxPool2d(2, 3, ceil_mode=True), poolkit.nn.AvgPool2d(2, 3, 1, ceil_mode=True)
+    )
+    path = tmp_path / "model.onnx"
+    poolkit.export_onnx(model, drawn(1, 2, 21, 20), path)
+    assert traps(path, versions={"onnxruntime": "1.16.0"}) == []
+
+
+def test_arguments(tmp_path: Path) -> None:
+    with pytest.raises(poolkit.PoolValueError, match="there is no file"):
+        poolkit.lint(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(poolkit.PoolValueError, match="is not an ONNX model"):
+        poolkit.lint(str(tmp_path / "text.onnx"))
+    with pytest.raises(poolkit.PoolTypeError, match="got int"):
+        poolkit.lint(3)
+    with pytest.raises(poolkit.PoolValueError, match="Give its inputs"):
+        poolkit.lint(nn.ReLU())
+    with pytest.raises(poolkit.PoolValueError, match="is no version of torch"):
+        poolkit.lint(nn.ReLU(), drawn(1), versions={"torch": "new"})
+    with pytest.raises(poolkit.PoolValueError, match="the model raised"):
+        poolkit.lint(nn.MaxPool2d(9), drawn(1, 1, 2, 2))
