@@ -271,7 +271,7 @@ def test_modes_and_hooks_are_left_as_they_were(tmp_path: Path) -> None:
 
 def test_arguments(tmp_path: Path) -> None:
     x = drawn(1, 2, 4, 4)
-    with pytest.raises(poolkit.PoolTypeError, match="a model is a torch.nn.Module"):
+    with pytest.raises(poolkit.PoolTypeError, match=r"a model is a torch\.nn\.Module"):
         poolkit.export_onnx(lambda x: x, x, tmp_path / "m.onnx")  # type: ignore[arg-type]
     with pytest.raises(poolkit.PoolValueError, match="there is no engine 'tensorrt'"):
         poolkit.export_onnx(nn.ReLU(), x, tmp_path / "m.onnx", engines=["tensorrt"])
