@@ -34,7 +34,7 @@ demo: $(VENV)/.ready
 	$(BIN)/poolkit optimize
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 lint: $(VENV)/.ready symbols
 	$(BIN)/ruff check .

@@ -51,6 +51,13 @@ def test_against_a_sort(k: int, fill: float) -> None:
     assert torch.equal(k_max_pool1d(x[1], k, mask=torch.arange(9) < 4, fill=fill), found[1])
 
 
+def test_lengths_are_those_of_the_input() -> None:
+    x = torch.zeros(2, 1, 4)
+    for lengths in ([0, 5], [-1, 2]):
+        with pytest.raises(PoolValueError, match=r"lengths lie between .*positions are 4"):
+            k_max_pool1d(x, 2, lengths=torch.tensor(lengths))
+
+
 def test_by_hand() -> None:
     # The three largest of 3 9 1 5 5 7 are 9, 7 and the first 5, in the order 9 5 7.
     x = torch.tensor([[3.0, 9, 1, 5, 5, 7]], requires_grad=True)

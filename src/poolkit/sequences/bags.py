@@ -51,7 +51,7 @@ def embedding_bag(
         per_sample_weights: in the shape of `input`, floating. Sums are of weighted rows, means
             divide by the sum of the weights, `sqrt_n` by the root of the sum of their squares, a
             max is one of weighted rows; for "soft" and "attention" they say how often a row is
-            seen. They may be learned.
+            seen. They may be learned. Of weights whose sum is 0 there is no mean: NaN.
         padding_idx: entries that name this row are not there.
         scale_grad_by_freq: whether the gradient of a row is divided by how often it is named.
         sparse: whether the gradient of `weight` is a sparse tensor.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_traced
 from ..ragged import buckets
 from ..windows import Segments
 from .tokens import checked_size
@@ -225,6 +225,13 @@ def _check(x: Any, segments: Any, mask: Any, lengths: Any) -> None:
             f"the lengths are {describe(lengths)}, not integers, one for each row of a batch",
             "Give a tensor of integers (N) for an input (N, C, L)",
         )
+    elif lengths is not None and not is_traced() and lengths.numel():
+        shortest, longest = (int(n) for n in lengths.aminmax())
+        if shortest < 0 or longest > x.shape[2]:
+            raise PoolValueError(
+                f"lengths lie between {shortest} and {longest}, positions are {x.shape[2]}",
+                "A sequence has between none and all of them",
+            )
 
 
 def _checked_fill(fill: Any) -> float:

@@ -3,6 +3,9 @@
 All but `AttentionPool2d`, which knows places, take maps (N, C, H, W) and tokens (N, T, C) alike.
 Their masks are true where a token is there; the others count nothing, whatever they hold, and of
 no tokens the result is zeros.
+
+`AttentionPool2d`, `MAPPool2d` and `SimPool2d` run torch's attention, which on the CPU has first
+derivatives in reverse alone.
 """
 
 from __future__ import annotations
