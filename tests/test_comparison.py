@@ -313,6 +313,7 @@ def test_figures_are_those_of_the_runs():
     found = tiny(study="study.jsonl", seeds=3, seconds=0.001, epochs=3)
     runs = {(r["arm"], r["seed"]): r["accuracy"] for r in lines() if r["kind"] == "run"}
     max_, avg = found.rows
+    assert (max_.failed, avg.failed) == (0, 0)
     assert avg.accuracies == [runs["avg", seed] for seed in (1, 2, 3)]
     paired = [a - b for a, b in zip(avg.accuracies, max_.accuracies, strict=True)]
     assert avg.difference == pytest.approx(sum(paired) / 3)
@@ -366,6 +367,9 @@ def test_nothing_learned_is_no_equivalence():
     assert row.difference == 0
     assert row.outcome == "inconclusive"
     assert "neither learned to tell the classes apart" in found.verdict(row)
+    assert [row.failed for row in found.rows] == [2, 2]
+    assert "Of 2 trainings each, these learned nothing: 2 of max, 2 of avg." in str(found)
+    assert "these learned nothing" in found.to_html("page.html").read_text(encoding="utf-8")
 
 
 def test_verdicts_say_what_was_found():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poolkit.comparison.costs import LAYOUTS
 from poolkit.comparison.report import Comparison, VariantRow
-from poolkit.comparison.terminal import counted, human_number
+from poolkit.comparison.terminal import counted, failures, human_number
 from poolkit.inspection.wording import human_bytes
 from poolkit.pages import document
 
@@ -63,6 +63,7 @@ def render(found: Comparison) -> str:
         },
         found=found,
         plot=interval_plot(found),
+        failures=failures(found),
         layouts=[name for name in LAYOUTS if name in found.baseline.inference_ms],
     )
 

@@ -37,6 +37,7 @@ class VariantRow:
         at_edge: whether that is the lowest or highest there was to choose, so that a better one
             may lie beyond.
         accuracies: on the test split, one for each seed; `accuracy` is their mean.
+        failed: how many of these trainings ended no better than naming the most frequent class.
         difference, interval: accuracy less the baseline's, paired by seed and item.
         p_different, p_equivalent: p-values, corrected for the number of variants (Holm).
         outcome: the verdict in a word.
@@ -56,6 +57,7 @@ class VariantRow:
     accuracy: float
     accuracies: list[float]
     outcome: Outcome
+    failed: int = 0
     difference: float | None = None
     interval: tuple[float, float] | None = None
     p_different: float | None = None
@@ -112,8 +114,9 @@ class Comparison:
 
     def learned(self, row: VariantRow) -> bool:
         """Whether a variant or the baseline knows more than which class is the most frequent."""
-        noise = 3 * sqrt(self.chance * (1 - self.chance) / self.test_items)
-        return max(row.accuracy, self.baseline.accuracy) > self.chance + noise
+        return max(row.accuracy, self.baseline.accuracy) > _learned_from(
+            self.chance, self.test_items
+        )
 
     def verdict(self, row: VariantRow) -> str:
         """The verdict on a row, as a sentence."""
@@ -205,7 +208,9 @@ def summarize(
             row.seeds_needed = seeds_to_settle(found, margin, alpha / len(others))
         if row.consistency is not None and rows[0].consistency is not None:
             row.consistency_difference = row.consistency - rows[0].consistency
-    labels = study.data.test.labels
+    chance = float(study.data.test.labels.bincount().max()) / items
+    for row in rows:
+        row.failed = sum(own <= _learned_from(chance, items) for own in row.accuracies)
     comparison = Comparison(
         model=study.source.name,
         data=str(study.data),
@@ -220,7 +225,7 @@ def summarize(
         threads=study.threads,
         timed_batch=times["batch"],
         trained_seconds=sum(record.get("seconds", 0) for record in records),
-        chance=float(labels.bincount().max()) / items,
+        chance=chance,
         kept=study.kept(),
         versions={key: records[0][key] for key in ("poolkit", "torch", "python", "machine")},
     )
@@ -250,6 +255,11 @@ def _row(study: Study, arm: Arm, rate: float | None, runs: list[Record], times: 
         inference_ms=times["milliseconds"] if times else {},
         inference_ratio=times["ratios"] if times else {},
     )
+
+
+def _learned_from(chance: float, items: int) -> float:
+    """The accuracy above which a model knows more than which class is the most frequent."""
+    return chance + 3 * sqrt(chance * (1 - chance) / items)
 
 
 def _outcome(

@@ -103,12 +103,25 @@ def _notes(found: Comparison) -> str:
     if any(row.width != 1 for row in found.rows):
         widths = ", ".join(f"{row.label} {row.width:.2f}" for row in found.rows if row.width != 1)
         notes.append(f"Widths: {widths}.")
+    if failed := failures(found):
+        notes.append(f"{failed}.")
     if edge := [row.label for row in found.rows if row.at_edge]:
         notes.append(
             f"The best learning rate was the lowest or highest tried for {', '.join(edge)}: a "
             "better one may lie beyond."
         )
     return " ".join(notes)
+
+
+def failures(found: Comparison) -> str:
+    """Which trainings failed, in words: a mean with one of them tells of its learning rate."""
+    failed = [f"{row.failed} of {row.label}" for row in found.rows if row.failed]
+    if not failed:
+        return ""
+    return (
+        f"Of {found.seeds} trainings each, these learned nothing: {', '.join(failed)}. Give lower "
+        "learning rates: one that is good for one seed may be too high for another"
+    )
 
 
 def human_number(count: int) -> str:
