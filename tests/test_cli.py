@@ -189,6 +189,35 @@ def test_optimize_without_pooling(capsys):
     assert "Linear has no pooling that runs on this input." in capsys.readouterr().out
 
 
+def test_export_writes_a_file_that_lint_finds_nothing_in(capsys):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    assert run("export", "net.py:with_inputs", "--output", "net.onnx") == 0
+    out = capsys.readouterr().out
+    assert "Conv 1" in out
+    assert "onnxruntime, batch of 2: differs by at most" in out
+    assert run("lint", "net.onnx", "--onnxruntime", "1.16.0") == 0
+    assert capsys.readouterr().out == "no known traps\n"
+    assert "there is no folder" in fails(
+        capsys, "export", "net.py:with_inputs", "--output", "none/net.onnx"
+    )
+
+
+def test_lint_of_a_model(capsys):
+    Path("net.py").write_text(
+        NET
+        + "def trap():\n    return nn.AvgPool2d(2, divisor_override=3), torch.zeros(1, 1, 4, 4)\n"
+    )
+    assert run("lint", "net.py:trap") == 1
+    out = capsys.readouterr().out
+    assert "drops divisor_override=3" in out
+    assert out.endswith("1 findings\n")
+    assert run("lint", "net.py:with_inputs") == 0
+    assert capsys.readouterr().out == "no known traps\n"
+    assert "there is no file none.onnx" in fails(capsys, "lint", "none.onnx")
+    assert "Drop --input" in fails(capsys, "lint", "none.onnx", "--input", "a.png")
+
+
 def test_info_names_versions(capsys):
     assert run("info") == 0
     out = capsys.readouterr().out

@@ -333,3 +333,23 @@ def test_what_draws_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(poolkit.PoolValueError, match=r"layer '1' \(Frac.*draws random numbers"):
         poolkit.export_onnx(model, torch.rand(2, 4, 12, 12), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+# --- the page in the docs ------------------------------------------------------------------------
+
+
+def test_page_in_the_docs_is_fresh() -> None:
+    """To the letter with the versions that it was made with; with others it has the same rows."""
+    from poolkit.exporting.conformance import CASES, markdown_page
+
+    page = (Path(__file__).parent.parent / "docs" / "onnx.md").read_text(encoding="utf-8")
+    made = markdown_page()
+    used = [torch.__version__.partition("+")[0], onnx.__version__, onnxruntime.__version__]
+    if all(version in page for version in used):
+        assert page == made, "run python -m poolkit.exporting.conformance > docs/onnx.md"
+    first_cells = [
+        [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| `")]
+        for text in (page, made)
+    ]
+    assert first_cells[0] == first_cells[1]
+    assert len(first_cells[0]) == len(CASES)

@@ -113,7 +113,7 @@ def test_without_torch_numpy_arrays_are_pooled() -> None:
     assert got == "[[[[5.0, 7.0], [13.0, 15.0]]]] (1, 1, 1, 1)"
 
 
-@pytest.mark.parametrize("part", ["nn", "inspect", "optimize"])
+@pytest.mark.parametrize("part", ["nn", "inspect", "optimize", "export_onnx"])
 def test_without_torch_the_message_names_the_extra(part: str) -> None:
     got = printed(
         HIDDEN

@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, compare, window, bench, gallery, info.
+"""The command line: inspect, compare, optimize, export, lint, window, bench, gallery, info.
 
 Nothing here imports torch before a command needs it, so ``poolkit --help`` is quick.
 """
@@ -254,6 +254,78 @@ def _numbers(text: str) -> list[float]:
         raise PoolValueError(
             f"learning rates must be numbers, got {text!r}", "Give them as 0.02,0.05"
         ) from None
+
+
+@app.command
+def export(
+    model: _Model = None,
+    *,
+    output: Annotated[Path, Parameter(help="The ONNX file to write.")],
+    input: _Inputs = None,
+    fixed_batch: Annotated[
+        bool, Parameter(negative="", help="Let the file take batches of this size only.")
+    ] = False,
+    tolerance: Annotated[
+        float,
+        Parameter(
+            help="Largest difference between the model's outputs and the file's, as a fraction of "
+            "the largest value."
+        ),
+    ] = 1e-4,
+) -> int:
+    """Write a model as ONNX in standard operators, and check that the file answers as it does."""
+    _check_targets(output)
+    network, inputs, _ = _subject(model, input)
+    from poolkit import export_onnx
+
+    report = export_onnx(
+        network, inputs, output, dynamic_batch=not fixed_batch, tolerance=tolerance
+    )
+    console = _console()
+    counts = ", ".join(f"{name} {count}" for name, count in report.operators.items())
+    console.print(f"{len(report.poolings)} poolings; opset {report.opset}: {counts}", markup=False)
+    for check in report.checks:
+        line = f"{check.engine}, batch of {check.batch}: differs by at most {check.error:.2g}"
+        console.print(line, markup=False)
+    console.print(f"ONNX: {output}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+@app.command
+def lint(
+    model: Annotated[
+        str,
+        Parameter(help="An ONNX file, or a model as file.py:factory or package.module:factory."),
+    ],
+    *,
+    input: _Inputs = None,
+    onnxruntime: Annotated[
+        str | None,
+        Parameter(
+            help="The version of ONNX Runtime that will run the model, as 1.20.1. Default: the "
+            "one that is installed."
+        ),
+    ] = None,
+) -> int:
+    """Find known traps of pooling in a model or an ONNX file, and say what to do.
+
+    The exit status is 1 if there are any, and 0 if there are none.
+    """
+    from poolkit import lint as find_traps
+
+    versions = {} if onnxruntime is None else {"onnxruntime": onnxruntime}
+    if model.endswith(".onnx"):
+        if input:
+            raise PoolValueError("an ONNX file is looked at without inputs", "Drop --input")
+        findings = find_traps(model, versions=versions)
+    else:
+        network, inputs, _ = _subject(model, input)
+        findings = find_traps(network, inputs, versions=versions)
+    console = _console()
+    for finding in findings:
+        console.print(str(finding), soft_wrap=True, markup=False)
+    console.print(f"{len(findings)} findings" if findings else "no known traps")
+    return 1 if findings else 0
 
 
 @app.command
