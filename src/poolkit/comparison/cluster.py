@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -38,7 +39,9 @@ def work_on_ray(study: Study, journal: Journal, tell: Progress, address: str) ->
     own = not ray.is_initialized()
     if own:
         try:
-            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+            ray.init(
+                address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             text = next(iter(str(error).splitlines()), "")
             raise PoolValueError(
