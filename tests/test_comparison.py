@@ -55,7 +55,7 @@ def data():
     # Processes that are to work together wait for each other.
     if "TOGETHER" in os.environ:
         Path(f"here-{os.getpid()}").touch()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 400
         while len(list(Path().glob("here-*"))) < 2 and time.monotonic() < end:
             time.sleep(0.05)
     # Dark and bright images, in noise.
@@ -132,7 +132,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_table(capsys):
     assert "on this data only" in undisturbed
 
     killed = started(*asked(), DIE_AFTER="4")
-    killed.communicate(timeout=240)
+    killed.communicate(timeout=600)
     assert killed.returncode == -signal.SIGKILL
     before = Path("study.jsonl").read_bytes()
     assert len(finished()) == 4
@@ -148,7 +148,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_table(capsys):
 
 def test_two_processes_share_a_study(capsys):
     both = [started(*asked(), TOGETHER="1") for _ in range(2)]
-    outputs = [process.communicate(timeout=240) for process in both]
+    outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert len(set(finished())) == len(finished()) == TASKS
