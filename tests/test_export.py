@@ -189,6 +189,77 @@ def test_bags(mode: str, tmp_path: Path) -> None:
     assert {check.engine for check in report.checks} == BOTH
 
 
+class Regions(nn.Module):
+    """All that can be expressed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                poolkit.nn.RoIPool((3, 4), 0.5),
+                poolkit.nn.RoIAlign(3, 0.5, 2, True),
+                poolkit.nn.RoIAlign(3, 0.5),
+                poolkit.nn.RoIAlign((2, 3), reduction="onnx_max"),
+                poolkit.nn.PrRoIPool((3, 5), 0.5),
+            ]
+        )
+
+    def forward(self, x: Any, boxes: Any) -> Any:
+        cells = poolkit.Regions(boxes, 3, rule="cells", spatial_scale=0.7)
+        return [*(layer(x, boxes) for layer in self.layers), poolkit.pool(x, cells, "mean")]
+
+
+def boxes_of(images: int, number: int) -> Any:
+    generator = torch.Generator().manual_seed(number)
+    corners = torch.rand(number, 4, generator=generator) * 24 - 4
+    corners[:, 2:] = corners[:, :2] + corners[:, 2:].abs()
+    image = torch.randint(0, images, (number, 1), generator=generator)
+    return torch.cat([image.float(), corners], 1)
+
+
+def test_regions(tmp_path: Path) -> None:
+    """ONNX's own evaluator has no MaxRoiPool, and is passed over where nobody asks for it."""
+    model, path = Regions(), tmp_path / "model.onnx"
+    report = poolkit.export_onnx(model, (drawn(2, 3, 17, 20), boxes_of(2, 6)), path)
+    assert {check.engine for check in report.checks} == {"onnxruntime"}
+    assert report.operators["RoiAlign"] == 3
+    assert report.operators["MaxRoiPool"] == 1
+    assert report.poolings[0].layer == "layer 'layers.0' (RoIPool)"
+    runs, x = session(path), drawn(3, 3, 17, 20)
+    for number in range(1, 20):
+        boxes = boxes_of(3, number)
+        found = runs.run(None, {"x": x.numpy(), "boxes": boxes.numpy()})
+        for ours, theirs in zip(model(x, boxes), found, strict=True):
+            torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-5)
+    given = drawn(2, 3, 17, 20), boxes_of(2, 6)
+    with pytest.raises(poolkit.PoolValueError, match="reference lacks an operator"):
+        poolkit.export_onnx(model, given, path, engines="reference")
+    with pytest.raises(
+        poolkit.PoolValueError, match=r'maximum of samples.*Use reduction="onnx_max"'
+    ):
+        poolkit.export_onnx(poolkit.nn.RoIAlign(3, reduction="max"), given, path)
+    report = poolkit.export_onnx(poolkit.nn.PrRoIPool(3), given, path)
+    assert {check.engine for check in report.checks} == BOTH
+
+
+def test_boxes_in_a_list_fix_the_batch(tmp_path: Path) -> None:
+    pool, x, boxes = poolkit.nn.RoIAlign(3), drawn(1, 3, 9, 9), [boxes_of(1, 4)[:, 1:]]
+    with pytest.raises(poolkit.PoolValueError, match=r"batch of two.*dynamic_batch=False"):
+        poolkit.export_onnx(pool, (x, boxes), tmp_path / "model.onnx")
+    poolkit.export_onnx(pool, (x, boxes), tmp_path / "model.onnx", dynamic_batch=False)
+
+
+def test_axes_have_names(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    poolkit.export_onnx(poolkit.nn.PrRoIPool(3), (drawn(2, 3, 9, 9), boxes_of(2, 4)), path)
+    graph = onnx.load(path).graph
+    sizes = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param
+        for value in (*graph.input, *graph.output)
+    }
+    assert sizes == {"input": "batch", "boxes": "boxes_0", "output": "boxes_0"}
+
+
 def test_quantized_pools_lie_between_q_and_dq(tmp_path: Path) -> None:
     from poolkit.quantized import QParams, adaptive_avg_pool2d, avg_pool2d, dequantize, quantize
     from poolkit.quantized import max_pool2d as largest

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import MissingExtraError, PoolValueError
+from ..errors import MissingExtraError, PoolTypeError, PoolValueError
 from ..optimization.equality import compare_outputs
 
 __all__ = ["ENGINES", "Check", "check_engines", "run_checks"]
@@ -80,7 +80,12 @@ ENGINES: dict[str, tuple[str, Callable[[bytes], Run]]] = {
 
 
 def check_engines(engines: Sequence[str] | None) -> list[str]:
-    """The engines to run; without a choice those that are installed."""
+    """The engines to run; without a choice those that are installed.
+
+    Raises:
+        PoolValueError: for an engine that is not known.
+        MissingExtraError: for one whose package is not installed.
+    """
     if engines is None:
         return [name for name, (package, _) in ENGINES.items() if importlib.util.find_spec(package)]
     if isinstance(engines, str):
@@ -100,11 +105,14 @@ def run_checks(
     engines: Sequence[str],
     tolerance: float,
     step: float = 0.0,
+    *,
+    any_engine: bool = False,
 ) -> tuple[Check, ...]:
     """Run a model on every example, which is its inputs and the outputs that are expected.
 
     They may differ by `tolerance`, relative to the largest value, and by one quantization step: 1
-    of integers of 8 bits, `step` of real numbers.
+    of integers of 8 bits, `step` of real numbers. Where one engine is enough (`any_engine`), those
+    that have not all operators are passed over.
 
     Raises:
         PoolValueError: an engine cannot run the model, or answers differently.
@@ -113,10 +121,14 @@ def run_checks(
     for engine in engines:
         try:
             run = ENGINES[engine][1](data)
+        except NotImplementedError as error:
+            if any_engine and engine != engines[0]:
+                continue
+            raise PoolValueError(f"{engine} lacks an operator: {_short(error)}") from error
         except Exception as error:
             raise PoolValueError(f"{engine} cannot load the model: {_short(error)}") from error
         for inputs, expected in examples:
-            feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+            feeds = {name: _array(x) for name, x in zip(names, inputs, strict=True)}
             try:
                 found = run(feeds)
             except Exception as error:
@@ -136,6 +148,16 @@ def run_checks(
             batch = int(inputs[0].shape[0]) if inputs and inputs[0].ndim else 1
             checks.append(Check(engine, batch, apart))
     return tuple(checks)
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    if x.dtype is torch.bfloat16:
+        raise PoolTypeError(
+            "NumPy, from which engines take their inputs, has no bfloat16",
+            "Convert to it within the model, or give engines=() to check nothing",
+        )
+    array: np.ndarray = x.detach().cpu().numpy()
+    return array
 
 
 def _short(error: Exception) -> str:

@@ -41,6 +41,7 @@ class Case:
         dtype: of the input.
         ndim: how many spatial axes there are.
         fill: changes the input, in place.
+        constants: the inputs behind the first.
     """
 
     operator: str
@@ -52,6 +53,7 @@ class Case:
     dtype: str = "float32"
     ndim: int = 2
     fill: Callable[[Any], None] | None = None
+    constants: tuple[Any, ...] = ()
 
     def input(self) -> np.ndarray:
         drawn = np.random.default_rng(0).standard_normal((1, 2, *(self.size,) * self.ndim))
@@ -119,6 +121,11 @@ def _largest(*options: Any, **more: Any) -> Callable[[Any], Any]:
     return lambda x: F.max_pool2d(x, *options, **more)
 
 
+# Image, x1, y1, x2, y2: inside, beyond two sides, turned around, and of one point.
+BOXES = np.array(
+    [[0, 1.2, 2.1, 6.7, 7.9], [0, -3.5, 4.0, 5.0, 12.5], [0, 6.0, 6.0, 2.0, 3.0], [0, 4, 4, 4, 4]],
+    dtype=np.float32,
+)
 GLOBAL: tuple[tuple[str, Any, Any], ...] = (
     ("GlobalMaxPool", "max", torch.amax),
     ("GlobalAveragePool", "mean", torch.mean),
@@ -205,25 +212,43 @@ CASES: list[Case] = [
             {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], **attributes},
             size=8,
             dtype="uint8",
+            constants=2 * (np.float32(QUANTIZED.scale), np.uint8(QUANTIZED.zero_point)),
         )
         for note, attributes, options in QLINEAR
     ),
+    *(
+        Case(
+            "RoiAlign",
+            f"mode={mode}, {mode_of_pixels}, sampling_ratio={ratio}",
+            partial(poolkit.roi_align, boxes=BOXES, output_size=3, sampling_ratio=ratio,
+                    aligned=aligned, reduction=reduction),
+            None,
+            {"mode": mode, "output_height": 3, "output_width": 3, "sampling_ratio": ratio,
+             "coordinate_transformation_mode": mode_of_pixels},
+            constants=(BOXES[:, 1:], BOXES[:, 0].astype(np.int64)),
+        )
+        for mode, reduction in (("avg", "mean"), ("max", "onnx_max"))
+        for mode_of_pixels, aligned in (("half_pixel", True), ("output_half_pixel", False))
+        for ratio in (0, 2)
+    ),
+    Case("MaxRoiPool", "pooled_shape", partial(poolkit.roi_pool, boxes=BOXES, output_size=3), None,
+         {"pooled_shape": [3, 3]}, constants=(BOXES,)),
 ]  # fmt: skip
 
 
 def _model(case: Case, x: np.ndarray) -> Any:
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
-    quantized = case.operator.startswith("QLinear")
-    domain = "com.microsoft" if quantized else ""
-    names = list("xszsz") if quantized else ["x"]
-    constants = {"s": np.float32(QUANTIZED.scale), "z": np.uint8(QUANTIZED.zero_point)}
-    node = helper.make_node(case.operator, names, ["y"], domain=domain, **case.attributes)
+    domain = "com.microsoft" if case.operator.startswith("QLinear") else ""
+    constants = {f"constant_{place}": value for place, value in enumerate(case.constants)}
+    node = helper.make_node(
+        case.operator, ["x", *constants], ["y"], domain=domain, **case.attributes
+    )
     graph = helper.make_graph(
         [node],
         "case",
         [helper.make_tensor_value_info("x", kind, x.shape)],
         [helper.make_tensor_value_info("y", kind, None)],
-        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items() if quantized],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)

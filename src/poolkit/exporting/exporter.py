@@ -80,7 +80,8 @@ def export_onnx(
             batch of one is traced as a batch of two, and both are checked.
         dynamic_shapes: which axes may vary, as `torch.export.export` takes it, instead.
         engines: what runs the file to check it: "onnxruntime", "reference" (ONNX's own evaluator,
-            slow for large models), both, or none; by default those that are installed.
+            slow for large models), both, or none; by default those that are installed, of which
+            the reference may lack an operator.
         tolerance: largest difference from the model's own outputs, relative to the largest value.
             Where the model quantizes, one step is allowed in any case.
 
@@ -112,23 +113,21 @@ def export_onnx(
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     given = dict(kwargs or {})
     with evaluating(model), torch.no_grad(), _quiet():
-        expected = list(tensors_in(run_model(model, args, given)))
-        traced_args, traced_kwargs = args, given
+        examples = [_example(model, args, given)]
         if dynamic_shapes is None and dynamic_batch:
-            traced_args, traced_kwargs = _of_two(args), _of_two(given)
-            dynamic_shapes = _batch_axes(traced_args, traced_kwargs)
-        program, mode = _traced(model, traced_args, traced_kwargs, dynamic_shapes)
+            two = _of_two(args), _of_two(given)
+            if two[0] is not args or two[1] is not given:
+                args, given = two
+                examples.append(_doubled_example(model, args, given))
+            dynamic_shapes = (*map(_batch_axes, args), *map(_batch_axes, given.values()))
+        program, mode = _traced(model, args, given, dynamic_shapes)
         _check_deterministic(program)
-        proto = _translated(program, len(expected))
-        examples = [(list(tensors_in((args, given))), expected)]
-        if traced_args is not args or traced_kwargs is not given:
-            outputs = run_model(model, traced_args, traced_kwargs)
-            examples.append(
-                (list(tensors_in((traced_args, traced_kwargs))), list(tensors_in(outputs)))
-            )
+        proto = _translated(program, len(examples[0][1]))
     names = [value.name for value in proto.graph.input]
     data = _serialised(proto)
-    checks = run_checks(data, names, examples, chosen, tolerance, mode.step)
+    checks = run_checks(
+        data, names, examples, chosen, tolerance, mode.step, any_engine=engines is None
+    )
     write_whole(path, data)
     return ExportReport(
         path=path,
@@ -169,19 +168,34 @@ def _of_two(values: Any) -> Any:
     return values
 
 
-def _batch_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    batch = torch.export.Dim("batch")
+def _batch_axes(value: Any) -> Any:
+    """Each input's own: the tracer finds out which of them must agree."""
+    if isinstance(value, torch.Tensor):
+        return {0: torch.export.Dim.DYNAMIC} if value.ndim else None
+    if isinstance(value, dict):
+        return {key: _batch_axes(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_batch_axes, value))
+    return None
 
-    def axes(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return {0: batch} if value.ndim else None
-        if isinstance(value, dict):
-            return {key: axes(part) for key, part in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(axes(part) for part in value)
-        return None
 
-    return (*(axes(value) for value in args), *(axes(value) for value in kwargs.values()))
+Example = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+def _example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+    """What goes in and what comes out."""
+    outputs = run_model(model, args, kwargs)
+    return list(tensors_in((args, kwargs))), list(tensors_in(outputs))
+
+
+def _doubled_example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+    try:
+        return _example(model, args, kwargs)
+    except PoolError as error:
+        raise PoolValueError(
+            f"the model does not work for a batch of two: {str(error).rstrip('.')}",
+            "Export it with dynamic_batch=False",
+        ) from error
 
 
 def _traced(
@@ -241,6 +255,7 @@ def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:
     try:
         made = torch.onnx.export(program, output_names=names, opset_version=OPSET, verbose=False)
         assert made is not None
+        made.rename_axes(_axis_names(made.model.graph.inputs))
         proto = made.model_proto
     except Exception as error:
         raise _refusal(program, error) from error
@@ -251,6 +266,17 @@ def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:
                 "Replace the layer, or leave it out of the file",
             )
     return proto
+
+
+def _axis_names(inputs: Any) -> dict[str, str]:
+    """What to call the axes of any length that the tracer has numbered."""
+    names: dict[str, str] = {}
+    for value in inputs:
+        for axis, size in enumerate(value.shape or ()):
+            number = str(getattr(size, "value", size))
+            if re.fullmatch(r"s\d+", number) and number not in names:
+                names[number] = f"{value.name}_{axis}" if names or axis else "batch"
+    return names
 
 
 def _refusal(program: torch.export.ExportedProgram, error: Exception) -> PoolValueError:
@@ -278,4 +304,5 @@ def _serialised(proto: Any) -> bytes:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), "").rstrip(".")

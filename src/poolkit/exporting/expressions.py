@@ -24,6 +24,7 @@ from ..inspection.running import LayerStack
 from ..reductions import Activated, Max, Reduction, Seen, as_reduction
 from ..torch import bags as _bags  # noqa: F401 - these define operators
 from ..torch import quantized as _quantized_operators  # noqa: F401
+from ..torch import regions as _regions  # noqa: F401
 from ..torch.plain import NAMES
 from ..torch.whole import activate, reduce_last
 from ..windows import Global, Window, as_window
@@ -61,8 +62,11 @@ POOLING = {
     torch.ops.poolkit.pool.default,
     torch.ops.poolkit.pool_positions.default,
     torch.ops.poolkit.quantized_pool.default,
+    torch.ops.poolkit.bag_pool.default,
+    torch.ops.poolkit.region_mean.default,
+    torch.ops.poolkit.region_max.default,
 }
-"""What takes a window and a reduction, behind the input."""
+"""What is a pooling of its own; its arguments that are text say which."""
 QUANTIZING = {
     torch.ops.poolkit.quantize.default: 1,
     torch.ops.poolkit.quantized_pool.default: 6,
@@ -90,16 +94,15 @@ class Expressing(TorchFunctionMode):
         expression = EXPRESSIONS.get(func)
         if expression is None:
             return func(*args, **(kwargs or {}))
-        recipes = [value for value in args if isinstance(value, str)]
+        what = " with ".join(value for value in args if isinstance(value, str))
         if func in POOLING:
-            self.found.append(ExportedPooling(self.layers.current, f"{args[1]} with {args[2]}"))
+            self.found.append(ExportedPooling(self.layers.current, what))
         if func in QUANTIZING:
             self.step = max(self.step, float(args[QUANTIZING[func]]))
         try:
             return expression(*args, **(kwargs or {}))
         except PoolError as error:
-            what = f"{describe(args[0])} with {' and '.join(recipes)} in {self.layers.current}"
-            raise error.during(what) from None
+            raise error.during(f"{describe(args[0])} by {what} in {self.layers.current}") from None
 
 
 @express(torch.ops.poolkit.pool.default)

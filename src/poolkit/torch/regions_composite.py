@@ -14,7 +14,7 @@ from ..regions import native_boxes
 from ..windows.regions import Bins, Placed, place
 from .plain import real_dtype
 
-__all__ = ["composite"]
+__all__ = ["composite", "ramp"]
 
 # Elements of what is gathered at a time.
 GATHERED = 2**24
@@ -159,7 +159,7 @@ def _integrals(
     length = int(placed.extent[:, axis].max(initial=0) / count)
     cell = a.detach().floor().clamp(0, size - 1)
     cell = cell + torch.arange(min(length + 3, size), device=boxes.device)
-    weight = (_ramp(b - cell) - _ramp(a - cell)) * (count / extent[..., None])
+    weight = (ramp(b - cell) - ramp(a - cell)) * (count / extent[..., None])
     weight = torch.where(some[..., None] & (cell < size), weight, 0.0).to(real)
     low = cell.clamp(max=size - 1).long()
     seen = torch.full(low.shape[:2], low.shape[2], device=boxes.device)
@@ -167,10 +167,9 @@ def _integrals(
     return Axis(low, low, weight, torch.zeros_like(weight), seen, share > 1, share)
 
 
-def _ramp(u: Tensor) -> Tensor:
+def ramp(u: Tensor) -> Tensor:
     """The integral up to u of the hat function, which is 1 at 0, and 0 from -1 and 1 on."""
-    left = u.clamp(-1, 0) + 1
-    right = 1 - u.clamp(0, 1)
+    left, right = (u + 1).clamp(0, 1), (1 - u).clamp(0, 1)
     return torch.where(u < 0, left**2 / 2, 1 - right**2 / 2)
 
 
