@@ -283,7 +283,9 @@ def export(
     )
     console = _console()
     counts = ", ".join(f"{name} {count}" for name, count in report.operators.items())
-    console.print(f"{len(report.poolings)} poolings; opset {report.opset}: {counts}", markup=False)
+    console.print(
+        f"{len(report.poolings)} poolings of poolkit; opset {report.opset}: {counts}", markup=False
+    )
     for check in report.checks:
         line = f"{check.engine}, batch of {check.batch}: differs by at most {check.error:.2g}"
         console.print(line, markup=False)

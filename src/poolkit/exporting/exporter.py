@@ -268,9 +268,9 @@ def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:
     return proto
 
 
-def _axis_names(inputs: Any) -> dict[str, str]:
+def _axis_names(inputs: Any) -> dict[Any, str]:
     """What to call the axes of any length that the tracer has numbered."""
-    names: dict[str, str] = {}
+    names: dict[Any, str] = {}
     for value in inputs:
         for axis, size in enumerate(value.shape or ()):
             number = str(getattr(size, "value", size))

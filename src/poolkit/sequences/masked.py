@@ -13,7 +13,7 @@ from ..errors import PoolValueError
 from ..reductions import Reduction, Seen
 from ..torch.whole import reduce_last
 
-__all__ = ["attend_padded", "pool_padded", "seen_of", "weigh_padded"]
+__all__ = ["attend_padded", "pick_padded", "pool_padded", "seen_of", "weigh_padded"]
 
 
 def seen_of(tokens: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -49,6 +49,25 @@ def weigh_padded(tokens: Tensor, seen: Tensor, empty: str | float) -> Tensor:
     total = (weights * torch.where(seen[..., None], tokens, 0)).sum(1)
     mean = (total / weights.sum(1)).to(tokens.dtype)
     return torch.where(seen.any(1)[:, None], mean, _value_of(empty))
+
+
+def pick_padded(tokens: Tensor, seen: Tensor, k: int, empty: str | float) -> Tensor:
+    """The k largest values of each channel in their order, (batch, k * channels); 0 behind those of
+    a sequence that has less than k.
+
+    >>> pick_padded(torch.tensor([[[3.0], [9.0], [1.0], [5.0]]]), torch.ones(1, 4) != 0, 2, "zero")
+    tensor([[9., 5.]])
+    """
+    values = torch.where(seen[:, None], tokens.movedim(1, -1), -torch.inf)
+    # As many more as may be lacking, so that any length has k.
+    values = torch.cat([values, values.new_full((*values.shape[:2], k), -torch.inf)], 2)
+    top = values.topk(k, -1).indices
+    count = seen.sum(1)[:, None, None]
+    there = torch.arange(k, device=seen.device) < count
+    place = torch.where(there, top, values.shape[2]).sort(-1).values
+    at = place[..., None] == torch.arange(values.shape[2], device=seen.device)
+    taken = torch.where(at, values[:, :, None], 0).sum(-1)
+    return torch.where(count > 0, taken, _value_of(empty)).transpose(1, 2).flatten(1)
 
 
 def attend_padded(tokens: Tensor, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

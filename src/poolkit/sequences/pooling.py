@@ -19,7 +19,7 @@ from ..windows import Segments
 from ..windows.segments import laid_out
 from .attentive import attentive_pool, attentive_stats, without_absent
 from .kmax import k_max_pool1d
-from .masked import attend_padded, pool_padded, seen_of, weigh_padded
+from .masked import attend_padded, pick_padded, pool_padded, seen_of, weigh_padded
 
 __all__ = ["SequencePool"]
 
@@ -143,9 +143,7 @@ class SequencePool(nn.Module):
         if mode == "weighted_mean":
             return weigh_padded(tokens, seen, self.empty)
         if mode == "k_max":
-            raise PoolValueError(
-                "k_max of sequences of any length cannot be exported", "Use poolkit.TopK"
-            )
+            return pick_padded(tokens, seen, self.k, self.empty)
         query = self.queries[mode]
         scores = (tokens.to(query.dtype) @ query) / math.sqrt(len(query))
         mean, deviation = attend_padded(tokens, scores, seen)
