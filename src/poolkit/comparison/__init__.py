@@ -3,6 +3,7 @@
 from poolkit.comparison.comparing import compare
 from poolkit.comparison.data import Data, Split, load_data
 from poolkit.comparison.models import vgg
-from poolkit.comparison.report import Comparison, VariantRow
+from poolkit.comparison.records import VariantRow
+from poolkit.comparison.report import Comparison
 
 __all__ = ["Comparison", "Data", "Split", "VariantRow", "compare", "load_data", "vgg"]

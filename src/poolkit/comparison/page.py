@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poolkit.comparison.costs import LAYOUTS
-from poolkit.comparison.report import Comparison, VariantRow
+from poolkit.comparison.records import Findings, VariantRow
 from poolkit.comparison.terminal import counted, failures, human_number
 from poolkit.inspection.wording import human_bytes
 from poolkit.pages import document
@@ -48,7 +48,7 @@ class Plot:
     right: int
 
 
-def render(found: Comparison) -> str:
+def render(found: Findings) -> str:
     """Return the page of a comparison. Needs Jinja2."""
     return document(
         _HERE / "page.html.j2",
@@ -68,7 +68,7 @@ def render(found: Comparison) -> str:
     )
 
 
-def interval_plot(found: Comparison) -> Plot:
+def interval_plot(found: Findings) -> Plot:
     """Where the differences, their intervals and those of single seeds are drawn."""
     base = found.baseline.accuracies
     by_seed = {

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from poolkit.comparison.costs import LAYOUTS
-from poolkit.comparison.report import Comparison, VariantRow
+from poolkit.comparison.records import Findings, VariantRow
 from poolkit.inspection.terminal import plain_table
 from poolkit.inspection.wording import human_bytes
 
@@ -18,7 +18,7 @@ _STYLES = {
 }  # fmt: skip
 
 
-def lines(found: Comparison, width: int = 120) -> Iterator[RenderableType]:
+def lines(found: Findings, width: int = 120) -> Iterator[RenderableType]:
     """What to print of a comparison, piece by piece."""
     yield Text.assemble((found.model, "bold"), f" on {found.data}")
     rates = ", ".join(f"{rate:g}" for rate in found.learning_rates)
@@ -34,7 +34,7 @@ def lines(found: Comparison, width: int = 120) -> Iterator[RenderableType]:
     yield Text(_notes(found), style="dim")
 
 
-def _table(found: Comparison) -> RenderableType:
+def _table(found: Findings) -> RenderableType:
     table = plain_table("variant")
     for name in (
         "accuracy\n%", f"difference, points\n{found.confidence:.0%} interval", "shifts\nagree, %",
@@ -85,7 +85,7 @@ def _times(row: VariantRow) -> str:
     )
 
 
-def _notes(found: Comparison) -> str:
+def _notes(found: Findings) -> str:
     name = found.baseline.name
     notes = [
         f"Differences are to {name}, paired by seed and test item; intervals are for other seeds "
@@ -113,7 +113,7 @@ def _notes(found: Comparison) -> str:
     return " ".join(notes)
 
 
-def failures(found: Comparison) -> str:
+def failures(found: Findings) -> str:
     """Which trainings failed, in words: a mean with one of them tells of its learning rate."""
     failed = [f"{row.failed} of {row.label}" for row in found.rows if row.failed]
     if not failed:
