@@ -266,6 +266,7 @@ def test_errors() -> None:
         (lambda: nn.LocalImportancePool2d(None, 2), "the logits need the number of channels"),
         (lambda: nn.LocalImportancePool2d(3, 2, logit=abs), "logit must be a torch.nn.Module"),
         (lambda: nn.LocalImportancePool2d(4, 2)(x), "for 4 channels, the input has 3"),
+        (lambda: nn.LocalImportancePool2d(3, 2)(x.long()), "maps that make logits are of a float"),
         (
             lambda: nn.LocalImportancePool2d(3, 1)(x[..., :1, :1]),
             "a map of a single position cannot be normalised",

@@ -236,12 +236,15 @@ def test_compiled_in_one_graph(name: str) -> None:
         (lambda: spatial_pyramid_pool2d(maps(1, 1, 3, 3), (2,), "maxx"), "no reduction named"),
         (lambda: strip_pool2d(maps(2, 2)), "got rank 2, while pooling float32 .* by strip_pool2d"),
         (lambda: StripPool2d(4, 2), "strip_kernel must be odd, got 2"),
-        (lambda: StripPool2d(4)(maps(1, 3, 5, 5)), r"4 channels were expected, got 3, while "
-         r"pooling float32 \(1, 3, 5, 5\) by StripPool2d. Make the module with channels=3"),
-        (lambda: PyramidPool2d(4)(maps(1, 3, 5, 5)), "by PyramidPool2d. Make the module"),
+        (lambda: StripPool2d(4)(maps(1, 3, 5, 5)), r"the module is for 4 channels, the input has "
+         r"3, while pooling float32 \(1, 3, 5, 5\) by StripPool2d. Make it with channels=3"),
+        (lambda: PyramidPool2d(4)(maps(1, 3, 5, 5)), "by PyramidPool2d. Make it"),
+        (lambda: PyramidPool2d(4)(maps(1, 4, 5, 5).long()), "floating dtype.* by PyramidPool2d"),
+        (lambda: ASPP(4)(maps(1, 4, 5, 5).long()), "maps are of a floating dtype, while.* by ASPP"),
+        (lambda: ASPP(True), "channels must be an integer, got True"),
         (lambda: PyramidPool2d(4, norm="batch"), "norm must be a class or a function"),
         (lambda: ASPP(4, activation=nn.ReLU(), norm=3), "norm must be a class or a function"),
-        (lambda: ASPP(4)(maps(2, 5, 5)), "by ASPP. Make the module with channels=2"),
+        (lambda: ASPP(4)(maps(2, 5, 5)), "by ASPP. Make it with channels=2"),
         (lambda: ASPP(4, rates=(0,)), r"rates must be integers of at least 1, got \(0,\)"),
     ],
 )  # fmt: skip

@@ -293,14 +293,14 @@ def test_errors() -> None:
     with pytest.raises(PoolTypeError) as caught:
         bilinear_pool2d(x.long())
     assert str(caught.value) == (
-        "maps must be dense and floating, got int64, while pooling int64 (2, 4, 3, 3) by "
-        "bilinear_pool2d. Convert them."
+        "maps are of a floating dtype, while pooling int64 (2, 4, 3, 3) by "
+        "bilinear_pool2d. Convert the input: x.float()."
     )
     with pytest.raises(PoolTypeError, match="a torch tensor was expected, got list"):
         bilinear_pool2d([1.0])  # type: ignore[arg-type]
-    with pytest.raises(PoolValueError, match=r"rank 3 or 4, got rank 2.*Give \(N, C, H, W\)"):
+    with pytest.raises(PoolValueError, match=r"got rank 2.*Add or remove axes"):
         covariance_pool2d(x[0, 0])
-    with pytest.raises(PoolValueError, match="of 4 channels and 0 x 3 positions"):
+    with pytest.raises(PoolValueError, match="an axis without elements"):
         compact_bilinear_pool2d(x[:, :, :0], 8)
     with pytest.raises(PoolValueError, match=r"different positions.*Resize one"):
         bilinear_pool2d(x, x[..., 1:])

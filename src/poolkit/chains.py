@@ -10,7 +10,13 @@ from . import kernels
 from .arrays import Array, check_array, checked_numpy
 from .core import pool, runner_of
 from .dtypes import dtype_of
-from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .errors import (
+    PoolError,
+    PoolValueError,
+    checked_size,
+    describe,
+    is_torch_tensor,
+)
 from .plan import plan_for
 from .reductions import Max
 from .windows import Sliding
@@ -22,10 +28,7 @@ def sppf(input: Array, kernel_size: Any, levels: int) -> Array:
     """See `poolkit.sppf`."""
     try:
         window = _window(kernel_size)
-        if isinstance(levels, bool) or not isinstance(levels, int):
-            raise PoolTypeError(f"levels must be an integer, got {levels!r}", "Write levels=3")
-        if levels < 1:
-            raise PoolValueError(f"levels must be at least 1, got {levels}", "Write levels=3")
+        checked_size("levels", levels)
         check_array(input)
         if input.ndim not in (3, 4):
             raise PoolValueError(

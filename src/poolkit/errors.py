@@ -71,6 +71,15 @@ class MissingExtraError(PoolError, ImportError):
         )
 
 
+def checked_size(name: str, value: Any, least: int = 1) -> int:
+    """An integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PoolTypeError(f"{name} must be an integer, got {value!r}", f"Write {name}={least}")
+    if value < least:
+        raise PoolValueError(f"{name} must be at least {least}, got {value}", "Give a larger one")
+    return value
+
+
 def describe(x: Any) -> str:
     """``float32 (1, 3, 8, 8)``: how an array is named in a message."""
     if is_torch_tensor(x) and x.is_nested:  # the strided kind has no shape

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Array, Arrays
 from ..dtypes import dtype_name
-from ..errors import PoolTypeError, PoolValueError
+from ..errors import PoolValueError, checked_size
 from .base import Kernel, Reduction, check_number, register, settle
 
 __all__ = ["Median", "Quantile", "TopK"]
@@ -111,10 +111,7 @@ class TopK(Ranked):
 
     def __post_init__(self) -> None:
         settle(self, "k")
-        if isinstance(self.k, bool) or not isinstance(self.k, int):
-            raise PoolTypeError(f"k must be an integer, got {self.k!r}", "Give 1 or more")
-        if self.k < 1:
-            raise PoolValueError(f"k must be at least 1, got {self.k}", "Give 1 or more")
+        checked_size("k", self.k)
 
     @property
     def kernel(self) -> Kernel:

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_traced
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe, is_traced
 from ..ragged import buckets
 from ..windows import Segments
-from .tokens import checked_size
 
 __all__ = ["KMaxPool1d", "dynamic_k", "k_max_pool1d"]
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe
 from ..torch.plain import real_dtype
-from .tokens import check_tokens, checked_class_tokens, checked_mask, checked_size
+from .tokens import check_tokens, checked_class_tokens, checked_mask
 
 __all__ = ["MergedTokens", "TokenMerge", "token_merge", "token_unmerge"]
 

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe
 from ..reductions import Max, Mean, Sum
 from ..torch.plain import real_dtype
 from .tokens import (
     check_tokens,
     checked_class_tokens,
     checked_mask,
-    checked_size,
     pool_grid,
     pool_mask,
 )

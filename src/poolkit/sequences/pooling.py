@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, dtype_name, is_exported
+from ..errors import (
+    PoolError,
+    PoolTypeError,
+    PoolValueError,
+    checked_size,
+    describe,
+    dtype_name,
+    is_exported,
+)
 from ..ragged import value_of_empty
 from ..reductions import Reduction, as_reduction
 from ..torch.bags import row_products
@@ -88,9 +96,7 @@ class SequencePool(nn.Module):
         if not modes:
             raise PoolValueError("there is no mode", "Give at least one, such as 'mean'")
         self.modes = [_checked_mode(each) for each in modes]
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise PoolValueError(f"k must be an integer of at least 1, got {k!r}", "Write k=3")
-        self.channels, self.k, self.empty = channels, k, empty
+        self.channels, self.k, self.empty = channels, checked_size("k", k), empty
         Segments(empty=empty)  # checks the rule
         learned = [each for each in self.modes if each in LEARNED]
         if learned and (not isinstance(channels, int) or channels < 1):

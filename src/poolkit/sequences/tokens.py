@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe
 from ..reductions import Max, Mean, Min, Reduction, Sum, as_reduction
 from ..torch.plain import real_dtype
 from ..windows import Sliding
@@ -298,15 +298,6 @@ def checked_mask(mask: Any, x: Tensor) -> Tensor | None:
             "Give mask.bool(), or mask == 0 for an additive one",
         )
     return mask.to(device=x.device, dtype=torch.bool)
-
-
-def checked_size(name: str, value: Any, least: int = 1) -> int:
-    """An integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PoolTypeError(f"{name} must be an integer, got {value!r}", f"Write {name}={least}")
-    if value < least:
-        raise PoolValueError(f"{name} must be at least {least}, got {value}", "Give a larger one")
-    return value
 
 
 def checked_class_tokens(class_tokens: Any, x: Tensor) -> int:

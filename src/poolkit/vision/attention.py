@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from ..errors import (
+    PoolError,
+    PoolTypeError,
+    PoolValueError,
+    checked_size,
+    describe,
+    is_torch_tensor,
+)
 from ..functional import Size, global_avg_pool2d
 from ..sequences.attentive import (
     attentive_pool,
@@ -28,8 +35,8 @@ from ..sequences.attentive import (
     without_absent,
 )
 from ..windows import Global, Segments
+from .maps import checked_maps
 from .registry import listed
-from .second_order import checked_maps
 
 __all__ = [
     "PMA",
@@ -591,8 +598,7 @@ def _check_dtypes(x: Tensor, parameter: Tensor) -> None:
 
 def _check_sizes(**sizes: Any) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise PoolValueError(f"{name} must be at least 1, got {size!r}", "Give a positive size")
+        checked_size(name, size)
 
 
 def _checked_heads(heads: int | None, channels: int) -> int:

@@ -8,10 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from ..errors import (
+    PoolError,
+    PoolTypeError,
+    PoolValueError,
+    checked_size,
+    describe,
+    is_torch_tensor,
+)
 from ..sequences.attentive import in_full_precision, widened
+from .maps import checked_maps
 from .registry import listed
-from .second_order import checked_maps, unit
+from .second_order import unit
 
 __all__ = ["NetVLAD"]
 
@@ -70,12 +78,9 @@ class NetVLAD(nn.Module):
         normalize_input: bool = True,
     ) -> None:
         super().__init__()
-        for name, size in (("channels", channels), ("clusters", clusters)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise PoolValueError(
-                    f"{name} must be at least 1, got {size!r}", "Give a positive size"
-                )
-        self.channels, self.clusters, self.normalize_input = channels, clusters, normalize_input
+        self.channels = checked_size("channels", channels)
+        self.clusters = checked_size("clusters", clusters)
+        self.normalize_input = normalize_input
         self.alpha = _checked_alpha(alpha)
         self.assign = nn.Conv2d(channels, clusters, 1)
         self.centroids = nn.Parameter(torch.empty(clusters, channels))

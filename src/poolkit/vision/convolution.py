@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .. import functional
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe
 from ..windows import Sliding
+from .maps import checked_maps
 from .registry import listed
 
 __all__ = ["ConvPool2d", "DepthwiseConvPool2d", "move_stride"]
@@ -80,10 +80,7 @@ class ConvPool2d(nn.Conv2d):
             raise PoolValueError(
                 f"init must be 'average' or 'random', got {init!r}", "Write one of them"
             )
-        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise PoolValueError(
-                f"channels must be an integer of at least 1, got {channels!r}", "Write channels=64"
-            )
+        checked_size("channels", channels)
         window = Sliding(kernel_size, stride, padding)  # checks what it is given
         kernel, strides, _ = window.sizes(2)
         pads = window.pads(2)
@@ -119,12 +116,7 @@ class ConvPool2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         try:
-            functional.check_rank(input, 2)
-            if input.shape[-3] != self.channels:
-                raise PoolValueError(
-                    f"{self.channels} channels were expected, got {input.shape[-3]}",
-                    f"Make the module with channels={input.shape[-3]}",
-                )
+            checked_maps(input, self.channels)
             window = Sliding(self.kernel_size, self.stride, self.padding, self.dilation)
             window.output_shape(input.shape[-2:])
         except PoolError as error:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, new_sliding, sliding
 from .learned import check_channels, check_channels_of
-from .maps import batched, result_dtype, working_dtype
+from .maps import batched, check_floating, result_dtype, working_dtype
 from .placed import Placed
 from .registry import listed
 from .taps import Taps, in_stripes
@@ -167,6 +167,7 @@ class ImportanceLogit(nn.Module):
         self.layers = nn.Sequential(*layers, nn.InstanceNorm2d(channels, affine=True))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floating(x, "maps that make logits are")
         if x.shape[-1] * x.shape[-2] == 1:
             raise PoolValueError(
                 "a map of a single position cannot be normalised to make its logits",

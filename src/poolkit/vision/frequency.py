@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe
 from ..functional import Size
 from ..reductions import Mean
 from ..torch.layout import channels_behind
@@ -165,10 +165,7 @@ Normalize = Literal["orthonormal", "mean"]
 
 
 def _check_wavelet(levels: int, normalize: str) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, int):
-        raise PoolTypeError(f"levels must be an integer, got {levels!r}", "Give at least 1")
-    if levels < 1:
-        raise PoolValueError(f"levels must be at least 1, got {levels}", "Give at least 1")
+    checked_size("levels", levels)
     if normalize not in ("orthonormal", "mean"):
         raise PoolValueError(
             f"there is no normalisation {normalize!r}", "Write 'orthonormal' or 'mean'"

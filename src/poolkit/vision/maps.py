@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..dtypes import DTYPES
-from ..errors import PoolTypeError, is_torch_tensor
+from ..errors import PoolTypeError, PoolValueError, is_torch_tensor
 from ..functional import check_rank
 from ..torch.plain import NAMES, check
 
-__all__ = ["batched", "check_floating", "result_dtype", "working_dtype"]
+__all__ = ["batched", "check_floating", "checked_maps", "result_dtype", "working_dtype"]
 
 
 def check_maps(x: Any) -> None:
@@ -31,6 +31,18 @@ def check_floating(x: Any, what: str) -> None:
     check_maps(x)
     if not x.is_floating_point():
         raise PoolTypeError(f"{what} of a floating dtype", "Convert the input: x.float()")
+
+
+def checked_maps(x: Any, channels: int | None = None) -> Tensor:
+    """`x`, if it is that and has as many channels as the parameters of a module are for."""
+    check_floating(x, "maps are")
+    maps: Tensor = x
+    if channels is not None and maps.shape[-3] != channels:
+        raise PoolValueError(
+            f"the module is for {channels} channels, the input has {maps.shape[-3]}",
+            f"Make it with channels={maps.shape[-3]}",
+        )
+    return maps
 
 
 def batched(x: Any) -> tuple[Tensor, bool]:

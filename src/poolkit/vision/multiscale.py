@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import functional
 from ..arrays import Array
 from ..core import pool
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe
+from ..errors import PoolError, PoolTypeError, PoolValueError, checked_size, describe
 from ..reductions import Reduction
 from ..windows import Adaptive, Pyramid
+from .maps import checked_maps
 from .registry import listed
 
 __all__ = ["ASPP", "SPP", "PyramidPool2d", "StripPool2d", "spatial_pyramid_pool2d", "strip_pool2d"]
@@ -154,15 +155,6 @@ def _unit(
     return nn.Sequential(*layers)
 
 
-def _check_maps(input: Tensor, channels: int) -> None:
-    functional.check_rank(input, 2)
-    if input.shape[-3] != channels:
-        raise PoolValueError(
-            f"{channels} channels were expected, got {input.shape[-3]}",
-            f"Make the module with channels={input.shape[-3]}",
-        )
-
-
 def _check_norm(unit: nn.Module, values: int, where: str) -> None:
     """Refuses to train a batch norm on one value for each channel, which it would make 0."""
     if values == 1 and any(isinstance(m, _BatchNorm) and m.training for m in unit.modules()):
@@ -220,7 +212,7 @@ class PyramidPool2d(nn.Module):
         activation: Activate = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels = checked_size("channels", channels)
         self.levels = Pyramid(levels).levels
         each = max(channels // len(self.levels), 1) if out_channels is None else out_channels
         self.out_channels = channels + len(self.levels) * each
@@ -230,7 +222,7 @@ class PyramidPool2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         try:
-            _check_maps(input, self.channels)
+            checked_maps(input, self.channels)
             if input.ndim == 3:
                 batch: Tensor = self._branches(input[None])
                 return batch[0]
@@ -295,7 +287,7 @@ class StripPool2d(nn.Module):
             raise PoolValueError(
                 f"strip_kernel must be odd, got {strip_kernel}", "Write for instance strip_kernel=3"
             )
-        self.channels = channels
+        self.channels = checked_size("channels", channels)
         self.strip_kernel = strip_kernel
         self.rows = _unit(channels, channels, (strip_kernel, 1), norm=norm)
         self.columns = _unit(channels, channels, (1, strip_kernel), norm=norm)
@@ -303,7 +295,7 @@ class StripPool2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         try:
-            _check_maps(input, self.channels)
+            checked_maps(input, self.channels)
             x = input if input.ndim == 4 else input[None]
             rows, columns = strip_pool2d(x)
             _check_norm(self.rows, rows.shape[0] * rows.shape[2], "the strip")
@@ -370,7 +362,7 @@ class ASPP(nn.Module):
             raise PoolValueError(
                 f"rates must be integers of at least 1, got {tuple(rates)}", "Write (6, 12, 18)"
             )
-        self.channels = channels
+        self.channels = checked_size("channels", channels)
         self.out_channels = out = channels if out_channels is None else out_channels
         self.rates = tuple(rates)
         self.point = _unit(channels, out, norm=norm, activation=activation)
@@ -382,7 +374,7 @@ class ASPP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         try:
-            _check_maps(input, self.channels)
+            checked_maps(input, self.channels)
             x = input if input.ndim == 4 else input[None]
             _check_norm(self.image, x.shape[0], "the mean")
             _check_norm(self.project, x.shape[0] * x.shape[2] * x.shape[3], "a map of 1x1")

@@ -8,16 +8,22 @@ autocast, and rounded once.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..arrays import arrays_of
-from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from ..errors import (
+    PoolError,
+    PoolTypeError,
+    PoolValueError,
+    checked_size,
+    describe,
+)
 from ..functional import global_avg_pool2d
 from ..reductions.base import root
 from ..sequences.attentive import in_full_precision, widened
+from .maps import checked_maps
 from .registry import listed
 
 __all__ = [
@@ -303,32 +309,6 @@ class CovariancePool2d(nn.Module):
 # --- maps, roots and norms -----------------------------------------------------------------------
 
 
-def checked_maps(x: Any, channels: int | None = None) -> Tensor:
-    """`x`, if it is a floating tensor (N, C, H, W) or (C, H, W) with at least one position."""
-    if not is_torch_tensor(x):
-        raise PoolTypeError(
-            f"a torch tensor was expected, got {type(x).__name__}", "Convert it: torch.as_tensor"
-        )
-    if x.is_nested or not x.is_floating_point():
-        kind = "nested" if x.is_nested else str(x.dtype).removeprefix("torch.")
-        raise PoolTypeError(f"maps must be dense and floating, got {kind}", "Convert them")
-    if x.ndim not in (3, 4):
-        raise PoolValueError(f"maps have rank 3 or 4, got rank {x.ndim}", "Give (N, C, H, W)")
-    if channels is not None and x.shape[-3] != channels:
-        raise PoolValueError(
-            f"the module is for {channels} channels, the input has {x.shape[-3]}",
-            f"Make it with channels={x.shape[-3]}",
-        )
-    if x.shape[-3] == 0 or x.shape[-2] == 0 or x.shape[-1] == 0:
-        raise PoolValueError(
-            f"maps of {x.shape[-3]} channels and {x.shape[-2]} x {x.shape[-1]} positions hold "
-            "nothing to pool",
-            "Give at least one channel and one position",
-        )
-    checked: Tensor = x
-    return checked
-
-
 def unit(x: Tensor, dim: int) -> Tensor:
     """`x` divided by its Euclidean norm, and 0, with a gradient of 0, where that is 0. Divided by
     its largest magnitude first, which neither overflows nor vanishes."""
@@ -372,9 +352,8 @@ def _hashes(
 ) -> tuple[Tensor, Tensor]:
     """Where each channel goes, (2, channels), and its signs; for random Maclaurin features nowhere,
     and signs (2, dimension, channels)."""
-    for name, size in (("channels", channels), ("dimension", dimension)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise PoolValueError(f"{name} must be at least 1, got {size!r}", "Give a positive size")
+    checked_size("channels", channels)
+    checked_size("dimension", dimension)
     if method not in METHODS:
         raise PoolValueError(
             f"there is no method called {method!r}", f"Known: {' and '.join(METHODS)}"
