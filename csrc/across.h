@@ -118,12 +118,10 @@ POOLKIT_INLINE void across_to(const Lines& lines, int64_t count, int64_t n, doub
         return;
     }
     if (j == n) return;
-    Vec<A> acc[1];
     if constexpr (Lift)
-        merge_tree<R, A, Lift, 1>(ShortLines<R, Lines>{lines, n, p}, 0, count, 0, p, acc);
+        merge_columns<R, A, Lift, 1>(ShortLines<R, Lines>{lines, n, p}, count, 0, p, put);
     else  // states: there is slack behind every line
-        merge_tree<R, A, Lift, 1>(lines, 0, count, 0, p, acc);
-    put(0, acc[0]);
+        merge_columns<R, A, Lift, 1>(lines, count, 0, p, put);
 }
 
 // The first n - j lanes, at most all of them.
@@ -150,6 +148,44 @@ POOLKIT_ONCE void across(const Lines& lines, int64_t count, int64_t n, double p,
 template <class R, class A, bool Lift, class Lines>
 POOLKIT_ONCE void across_padded(const Lines& lines, int64_t count, int64_t n, double p, A* out) {
     across_to<R, A, Lift>(lines, count, n, p, [&](int64_t j, Vec<A> v) { store<A>(out + j, v); });
+}
+
+// The same for windows of any kind down lines that are `apart`: a row for each of `outputs`.
+// Columns are walked U vectors wide from the first window to the last: lines are often short.
+template <class R, class A, bool Lift, int U, bool Short, class S>
+POOLKIT_ONCE void across_rows_at(const S* base, int64_t apart, const int64_t* begin,
+                                 const int64_t* count, int64_t step, int64_t outputs, int64_t j,
+                                 int64_t n, double p, A* out, int64_t pitch) {
+    const auto put = [&](int64_t i, Vec<A> v) { store<A>(out + i, v); };
+    for (int64_t o = 0; o < outputs; ++o, out += pitch) {
+        const StridedLines<S> lines{base + begin[o] * apart, step * apart};
+        if (count[o] == 0)
+            for (int u = 0; u < U; ++u)
+                put(j + u * lanes<A>, broadcast<A>(R::template identity<A>()));
+        else if constexpr (Short)
+            merge_columns<R, A, Lift, U>(ShortLines<R, StridedLines<S>>{lines, n, p}, count[o], j,
+                                         p, put);
+        else
+            merge_columns<R, A, Lift, U>(lines, count[o], j, p, put);
+    }
+}
+
+template <class R, class A, bool Lift, class S>
+POOLKIT_INLINE void across_rows(const S* base, int64_t apart, const int64_t* begin,
+                                const int64_t* count, int64_t step, int64_t outputs, int64_t n,
+                                double p, A* out, int64_t pitch) {
+    constexpr int64_t width = lanes<A>;
+    const auto at = [&](auto u, auto is_short, int64_t j) {
+        across_rows_at<R, A, Lift, u.value, is_short.value>(base, apart, begin, count, step,
+                                                            outputs, j, n, p, out, pitch);
+    };
+    int64_t j = 0;
+    for (; j + 4 * width <= n; j += 4 * width) at(Constant<4>{}, Constant<0>{}, j);
+    for (; j + width <= n; j += width) at(Constant<1>{}, Constant<0>{}, j);
+    if (j < n && n >= width)
+        at(Constant<1>{}, Constant<0>{}, n - width);
+    else if (j < n)
+        at(Constant<1>{}, Constant<1>{}, 0);
 }
 
 // The same with positions. Line i adds i * radix to the codes it brings; without codes they are 0.

@@ -88,6 +88,11 @@ POOLKIT_INLINE To bit_cast(const From& from) {
     return to;
 }
 
+template <int... I>
+struct Sequence {};
+template <int N>
+using Upto = Sequence<__integer_pack(N)...>;
+
 // --- scalar conversions -------------------------------------------------------------------------
 
 POOLKIT_INLINE float widen(Bfloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
@@ -321,6 +326,17 @@ POOLKIT_INLINE Vec<A> load_first(const S* from, int64_t n, Vec<A> fill) {
     return fill;
 }
 
+// The last n lanes, the others as `fill`.
+template <class A, int... I>
+POOLKIT_INLINE Vec<A> last_lanes_of(Vec<A> v, int64_t n, Vec<A> fill, Sequence<I...>) {
+    const Vec<A> place = {static_cast<A>(I)...};
+    return (place >= broadcast<A>(static_cast<A>(lanes<A> - n))) ? v : fill;
+}
+template <class A>
+POOLKIT_INLINE Vec<A> last_lanes(Vec<A> v, int64_t n, Vec<A> fill) {
+    return last_lanes_of<A>(v, n, fill, Upto<lanes<A>>{});
+}
+
 // Writes the first n lanes only (n < lanes).
 template <class A>
 POOLKIT_INLINE void store_first(A* to, Vec<A> v, int64_t n) {
@@ -437,11 +453,6 @@ struct Watch {
 
 // --- shuffles -----------------------------------------------------------------------------------
 
-template <int... I>
-struct Sequence {};
-template <int N>
-using Upto = Sequence<__integer_pack(N)...>;
-
 template <class V, int... I>
 POOLKIT_INLINE V even_of(V a, V b, Sequence<I...>) {
     return __builtin_shufflevector(a, b, (2 * I)...);
@@ -474,6 +485,23 @@ POOLKIT_INLINE Vec<A> every(const Vec<A>* v, Vec<A> acc = Vec<A>{}) {
         return acc;
     else
         return every<A, Stride, T, M + 1>(v, take_from<Stride, T, M>(acc, v[M], Upto<lanes<A>>{}));
+}
+
+// Turns as many vectors as they have lanes: lane j of vector i becomes lane i of vector j.
+template <class A, int Pairs = lanes<A> / 2>
+POOLKIT_INLINE void turn(Vec<A>* v) {
+    if constexpr (Pairs > 0) {
+        constexpr int half = lanes<A> / 2;
+        Vec<A> next[lanes<A>];
+#pragma GCC unroll 32
+        for (int i = 0; i < half; ++i) {
+            next[i] = even<A>(v[2 * i], v[2 * i + 1]);
+            next[i + half] = odd<A>(v[2 * i], v[2 * i + 1]);
+        }
+        turn<A, Pairs / 2>(next);
+#pragma GCC unroll 64
+        for (int i = 0; i < lanes<A>; ++i) v[i] = next[i];
+    }
 }
 
 template <int Start, class V, int... I>

@@ -64,12 +64,17 @@ POOLKIT_INLINE Vec<A> fold_to_lanes(const S* from, int64_t n, double p) {
         const Vec<A> nothing = broadcast<A>(R::template identity<A>());
         const Vec<A> unlifted = broadcast<A>(blank<R, A>(p));
         Wide<A> last;
+        // Integers, of which no sum has an order, are loaded up to the end, not one by one: a mean
+        // of 7x7 of 8 bits takes 0.35 of the time.
         for (int i = 0; i < Wide<A>::parts; ++i) {
             const int64_t left = rest - i * lanes<A>;
             const S* part = from + whole * width + i * lanes<A>;
             last.v[i] = nothing;
             if (left >= lanes<A>)
                 last.v[i] = R::lift(load<A>(part), p);
+            else if (left > 0 && !is_float<S> && n >= lanes<A>)
+                last.v[i] =
+                    last_lanes<A>(R::lift(load<A>(part + left - lanes<A>), p), left, nothing);
             else if (left > 0)
                 last.v[i] = R::lift(load_first<A>(part, left, unlifted), p);
         }
@@ -502,6 +507,48 @@ POOLKIT_ONCE bool within(const Axis& axis, const S* line, int64_t o0, int64_t o1
             unclipped<Quick<R, S>, A>(axis, buffer, o1 - o0, out);
     }
     return found;
+}
+
+// --- windows along many lines at once ----------------------------------------------------------
+
+// As many rows as there are lanes, `pitch` apart, turned: lane r of vector j is column j of row r.
+// Columns are whole vectors.
+template <class A>
+POOLKIT_ONCE void turn_rows(const A* from, int64_t pitch, int64_t columns, A* out) {
+    constexpr int64_t width = lanes<A>;
+    for (int64_t j = 0; j < columns; j += width) {
+        Vec<A> v[width];  // unrolled, so that they are registers
+#pragma GCC unroll 32
+        for (int64_t r = 0; r < width; ++r) v[r] = load<A>(from + r * pitch + j);
+        turn<A>(v);
+#pragma GCC unroll 32
+        for (int64_t i = 0; i < width; ++i) store<A>(out + (j + i) * width, v[i]);
+    }
+}
+
+// The inverse for `rows` of them, to rows that are `columns` apart.
+template <class A, class O>
+POOLKIT_ONCE void turn_back(const A* from, int64_t rows, int64_t columns, O* out) {
+    constexpr int64_t width = lanes<A>;
+    for (int64_t j = 0; j < columns; j += width) {
+        if (j + width > columns && j > 0) j = columns - width;  // again some: the same values
+        Vec<A> v[width];
+#pragma GCC unroll 32
+        for (int64_t i = 0; i < width; ++i) v[i] = load<A>(from + (j + i) * width);
+        turn<A>(v);
+        // Short rows are written over the beginning of the next, which comes later.
+        for (int64_t r = 0; r < rows; ++r)
+            store_upto<A>(out + r * columns + j, 0, (rows - r) * columns - j, v[r]);
+    }
+}
+
+// Windows of any kind along turned rows: put(o, the windows of output o).
+template <class R, class A, class Put>
+POOLKIT_INLINE void within_turned(const Axis& axis, const A* turned, Put put) {
+    constexpr int64_t width = lanes<A>;
+    for (int64_t o = 0; o < axis.outputs; ++o)
+        across_to<R, A, false>(StridedLines<A>{turned + axis.begin[o] * width, axis.step * width},
+                               axis.count[o], width, 0.0, [&](int64_t, Vec<A> v) { put(o, v); });
 }
 
 // n windows none of which is clipped, over `count` lines, with where each value was found: the tap,

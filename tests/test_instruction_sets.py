@@ -31,7 +31,7 @@ from poolkit.reductions import (
     Sum,
     TopK,
 )
-from poolkit.windows import Adaptive, Global, Sliding
+from poolkit.windows import Adaptive, Global, Sliding, Window
 
 pytestmark = pytest.mark.usefixtures("keep_settings")
 
@@ -143,6 +143,42 @@ def test_same_bits_with_any_number_of_threads(case: str, dtype: str) -> None:
         one = everything(case, dtype, reduction)
         for threads in (2, 3, 7):
             assert everything(case, dtype, reduction, threads) == one, (reduction, threads)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((14, 14), Adaptive(5)),
+        ((6, 5), Adaptive((4, 3))),
+        ((14, 14), Sliding(7, stride=5)),
+        ((7, 7), Sliding(3, stride=2, padding=1)),
+        ((8, 12), Sliding(2)),
+        ((9, 9), Sliding(7, stride=1, padding=3)),
+        ((3, 6, 7), Adaptive((2, 3, 4))),
+        ((3, 6, 7), Sliding(3, stride=2, padding=1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8"])
+def test_small_planes_do_not_see_each_other(
+    shape: tuple[int, ...], window: Window, dtype: str
+) -> None:
+    """Rows of several planes are reduced together, but for those with a NaN or a -0.0."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 100, (200, *shape, 1)).astype(dtype)
+    if DTYPES[dtype].kind == "float":
+        x[17, ..., 2, 3, 0] = np.nan
+        x[23] = -0.0
+    for reduction in (Max(), Sum(), Mean(), Mean(count_include_pad=False), Lp(2)):
+        plan = plan_for(window, reduction, shape, dtype)
+        if plan.native is None:
+            continue
+        for isa in ISAS:
+            poolkit.use_isa(isa)
+            each = [forward(plan, plane, 1, 1)[0] for plane in np.split(x, len(x))]
+            for threads in (1, 3):
+                whole, _ = forward(plan, x, len(x), 1, threads)
+                assert bits(whole) == bits(np.concatenate(each)), (reduction, isa, threads)
 
 
 @pytest.mark.parametrize("case", ["rows and columns", "70 channels", "one span", "bins of rows"])
