@@ -186,6 +186,9 @@ def test_stochastic_ranks() -> None:
     assert (at_border[:, 0, 0, 0] == 4).all()
     # 4 and 1, with 1/2 and 1/4 of 3/4.
     assert (at_border[:, 0, 0, 1] == 4).double().mean().item() == pytest.approx(2 / 3, abs=0.1)
+    draw.manual_seed(0)
+    module = poolkit.nn.RankPool2d(2, **arguments)
+    assert torch.equal(module(x), found)
     module = poolkit.nn.RankPool2d(2, mode="stochastic").eval()
     assert torch.equal(module(X), poolkit.rank_pool2d(X, 2, normalize=True))
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, made_once, new_sliding, sliding
 from ..torch.autograd import apply
+from .draws import check_generator, uniform
 from .learned import check_channels, check_channels_of
 from .maps import batched, result_dtype, working_dtype
 from .placed import Placed
@@ -258,7 +259,7 @@ def rank_pool2d(
         draw = None
         if mode == "stochastic" and training:
             shape = (*maps.shape[:2], *taps.outputs)
-            draw = torch.rand(shape, generator=generator, device=maps.device, dtype=working)
+            draw = uniform(shape, generator, maps.device, working)
         out = _ranked(maps, taps, table, draw)
         return out[0] if added else out
     except PoolError as error:
@@ -312,18 +313,21 @@ class RankPool2d(Placed):
         top: int | None = None,
         alpha: float = 0.5,
         normalize: bool = False,
+        generator: torch.Generator | None = None,
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         new_sliding(2, *self.place)  # refuses what cannot be one
         _check_alpha(alpha)
+        check_generator(generator)
+        self.generator = generator
         self.mode = mode
         self.top = top
         self.alpha = alpha
         self.normalize = normalize
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return rank_pool2d(
             x,
             self.kernel_size,
@@ -334,7 +338,7 @@ class RankPool2d(Placed):
             alpha=self.alpha,
             normalize=self.normalize,
             training=self.training,
-            generator=generator,
+            generator=self.generator,
             dilation=self.dilation,
             ceil_mode=self.ceil_mode,
         )

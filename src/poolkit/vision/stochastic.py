@@ -21,6 +21,7 @@ from ..functional import Size, new_sliding, sliding
 from ..reductions import Max, Mean, Sum
 from ..windows import Sliding, Window
 from ..windows.base import freeze, per_axis
+from .draws import check_generator, device_of, uniform
 from .maps import check_floating
 from .placed import Windowed
 from .registry import listed
@@ -185,9 +186,9 @@ def fractional_samples(
     if isinstance(x_or_shape, Tensor):
         dtype = x_or_shape.dtype if dtype is None else dtype
         device = x_or_shape.device
-        return _rand(wanted, generator, device, dtype)
+        return uniform(wanted, generator, device, dtype)
     device = torch.device("cpu") if generator is None else generator.device
-    return _rand(wanted, generator, device, dtype or torch.get_default_dtype())
+    return uniform(wanted, generator, device, dtype or torch.get_default_dtype())
 
 
 def _rounded_down(draws: np.ndarray, dtype: Any) -> np.ndarray:
@@ -204,7 +205,7 @@ class _Drawing(Windowed):
         self, kernel_size: Size, stride: Size | None, padding: Any, generator: Any
     ) -> None:
         super().__init__(kernel_size, stride, padding)
-        _check_generator(generator)
+        check_generator(generator)
         self.generator = generator
 
 
@@ -298,11 +299,11 @@ class S3Pool2d(_Drawing):
 
 
 def _drawn(input: Tensor, window: Window, generator: torch.Generator | None) -> Tensor:
-    _check_generator(generator)
+    check_generator(generator)
     with torch.no_grad():
         x = input.float() if input.dtype.itemsize == 2 else input
         # -log of an exponentially distributed number is a Gumbel-distributed one.
-        race = torch.empty(x.shape, dtype=x.dtype, device=_device(generator, x.device))
+        race = torch.empty(x.shape, dtype=x.dtype, device=device_of(generator, x.device))
         race.exponential_(generator=generator).clamp_(min=torch.finfo(x.dtype).tiny)
         score = x.relu().log() - race.log().to(x.device)
         _, places = pool_with_indices(score, window, Max(), ndim=2)
@@ -350,35 +351,7 @@ def _places(
     size: int, grid: int, step: int, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     """Of each strip of `grid` positions one in `step`, drawn without putting back, in order."""
-    order = _rand((size // grid, grid), generator, device, torch.float32).argsort(-1)
+    order = uniform((size // grid, grid), generator, device, torch.float32).argsort(-1)
     drawn = order[:, : grid // step].sort(-1).values
     begin = torch.arange(0, size, grid, device=device)
     return (begin[:, None] + drawn).flatten()
-
-
-# --- draws ---------------------------------------------------------------------------------------
-
-
-def _device(generator: torch.Generator | None, device: torch.device) -> torch.device:
-    return device if generator is None else generator.device
-
-
-def _rand(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    _check_generator(generator)
-    if generator is None:  # written apart, as a compiler of symbolic sizes takes no generator
-        return torch.rand(shape, device=device, dtype=dtype)
-    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
-    return drawn.to(device)
-
-
-def _check_generator(generator: Any) -> None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise PoolTypeError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}",
-            "Write torch.Generator().manual_seed(0)",
-        )
