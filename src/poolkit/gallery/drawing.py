@@ -60,6 +60,17 @@ class Sheet:
             Rectangle(corner, across, along, transform=self.figure.transFigure, color=colour, lw=0)
         )
 
+    def line(self, points: Sequence[tuple[float, float]], colour: Any, width: float) -> None:
+        from matplotlib.lines import Line2D
+
+        x, y = np.array(points, dtype=np.float64).T
+        self.figure.add_artist(
+            Line2D(
+                x / self.width, 1 - y / self.height, transform=self.figure.transFigure,
+                color=colour, lw=0.72 * width, solid_joinstyle="round",
+            )
+        )  # fmt: skip
+
     def text(self, x: float, y: float, words: str, size: float = 12, **options: Any) -> None:
         """Writes at the height of the letters' middle; `size` is in pixels."""
         options = {"color": INK, "va": "center", "family": FONT, **options}
