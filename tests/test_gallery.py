@@ -242,7 +242,7 @@ def test_films_of_the_same_people_are_near() -> None:
 
 def test_shares_of_events() -> None:
     """By the rule, and of the decay by its formula."""
-    hours = np.array([0, 100, 1000, 1000, 1100])
+    hours = np.array([0, 500, 1000, 1000, 1100])
     time = np.datetime64("1997-12-01T00:00:00") + hours * np.timedelta64(1, "h")
     shares = events.shares_of(time, time[2])
     seen = {name: np.flatnonzero(share).tolist() for name, (share, _) in shares.items()}

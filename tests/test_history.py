@@ -31,7 +31,9 @@ def drawn(users: int = 60, films: int = 40, seed: int = 0) -> Ratings:
     for user in range(users):
         mine = rng.permutation(films // 2)[:15] + films // 2 * (user % 2)
         seconds = np.sort(rng.integers(0, 40 * history.DAY, 9))
-        rows += [(user, int(film), int(t)) for film, t in zip(mine, rng.choice(seconds, 15), strict=True)]
+        rows += [
+            (user, int(film), int(t)) for film, t in zip(mine, rng.choice(seconds, 15), strict=True)
+        ]
     return log(rows, films)
 
 
@@ -87,6 +89,7 @@ def test_ranks_and_means() -> None:
     found = history.measured(np.array([1.0, 15.0, 30.0]), np.array([4, 4, 2]))
     assert found.recall10.tolist() == [0.0, 0.5]  # by user: 2, then 4
     assert found.recall20.tolist() == [0.0, 1.0]
+    assert found.by_question == pytest.approx(1 / 3)
     assert found.mrr.tolist() == pytest.approx([1 / 30, (1 + 1 / 15) / 2])
 
 
@@ -143,6 +146,18 @@ def test_seeing_the_event_adds_what_is_not_there() -> None:
     assert abs(reached["same second"] - reached["none"]) < 0.1
 
 
+def test_what_stands_in_where_nothing_is_seen() -> None:
+    """For the hour all history, and for that what is popular: here film 5."""
+    table = np.eye(6, dtype=np.float32)
+    popular = np.tile(np.array([0, 0, 0, 0, 0, 1], np.float32), (2, 1))
+    asked, every = np.array([0, 5]), np.ones((2, 6), dtype=bool)
+    keys = [("mean", "all"), ("last_1", "1s")]
+    ranks = history.answers(SMALL, asked, table, keys, popular, every)
+    # Film 3 at 10: all but film 5 score alike. Film 4 at 90: behind films 0 to 3, before film 5 by
+    # half. The second before sees nothing, so it ranks as all history does.
+    assert ranks[keys[0]].tolist() == ranks[keys[1]].tolist() == [4.0, 5.5]
+
+
 def test_split_by_time() -> None:
     ratings = drawn()
     parts = movielens.split_by_time(ratings)
@@ -153,7 +168,7 @@ def test_split_by_time() -> None:
 
 def run_of(*recall: float) -> list[history.Measures]:
     values = np.array(recall)
-    return [history.Measures(values, values, values), history.Measures(values, values, values)]
+    return [history.Measures(values, values, values, 0.5)] * 2
 
 
 def test_table_and_lesson_are_of_the_figures() -> None:
@@ -167,19 +182,19 @@ def test_table_and_lesson_are_of_the_figures() -> None:
         "event at t": {mean: run_of(0.5, 0.7, 0.7, 0.7), short: run_of(0.6, 0.8, 0.8, 0.8)},
         "random split": {mean: run_of(0.1, 0.3, 0.4, 0.4), short: run_of(0.1, 0.3, 0.3, 0.3)},
     }
-    rows = history.rows_of(right, leaks, mean)
+    rows = history.rows_of(right, leaks)
     assert [row[:2] for row in rows] == [
         ["popularity", "30d"], ["mean", "all"], ["decay, half-life 3m", "1h"],
     ]  # fmt: skip
-    assert rows[0][6:] == ["", ""]
+    assert rows[0][7:] == ["", ""]
     assert rows[1][2].startswith("15.0 (")
-    assert rows[1][5] == ""
-    assert rows[2][3:6] == ["35.0", "0.350", "+20.0 (+20.0 to +20.0)"]
-    assert rows[1][6] == "+50.0 (+50.0 to +50.0)"
-    assert rows[2][6] == "+40.0 (+40.0 to +40.0)"
-    told = history.lesson(right, leaks, mean)
+    assert rows[1][6] == ""
+    assert rows[2][3:7] == ["35.0", "0.350", "50.0", "+20.0 (+20.0 to +20.0)"]
+    assert rows[1][7] == "+50.0 (+50.0 to +50.0)"
+    assert rows[2][7] == "+40.0 (+40.0 to +40.0)"
+    told = history.lesson(right, leaks)
     assert "The best here is decay, half-life 3m over 1h: recall@10 35.0 %" in told
-    assert "Better than the reference, beyond the interval: decay, half-life 3m over 1h." in told
+    assert "Better than it, beyond the interval: decay, half-life 3m over 1h." in told
     assert "Event at t would have added +40.0 points (decay, half-life 3m over 1h)" in told
     assert "Random split would have added -10.0 points" in told
     assert told.count("It would have put") == 1
