@@ -265,8 +265,8 @@ def measured(ranks: np.ndarray, user: np.ndarray) -> Measures:
     (array([0.5, 0. ]), 0.333)
     """
     _, place, count = np.unique(user, return_inverse=True, return_counts=True)
-    within = (np.bincount(place, v) / count for v in (ranks <= 10, ranks <= 20, 1 / ranks))
-    return Measures(*within, float(np.mean(ranks <= 10)))
+    within = [np.bincount(place, v) / count for v in (ranks <= 10, ranks <= 20, 1 / ranks)]
+    return Measures(within[0], within[1], within[2], float(np.mean(ranks <= 10)))
 
 
 def _chosen(recall: Mapping[Key, float], kind: str) -> Key:
@@ -389,7 +389,9 @@ def lesson(right: Runs, leaks: Mapping[str, Runs]) -> str:
     if best != REFERENCE:
         text += f", {_told(_apart(right[best], right[REFERENCE]), '+')} points"
     text += "."
-    better, worse, level = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    level: list[str] = []
     for key in pooled:
         if key != REFERENCE:
             low, high = _apart(right[key], right[REFERENCE]).interval()
@@ -432,9 +434,9 @@ def told(ratings: Ratings, parts: Sequence[np.ndarray], seeds: int, best: Mappin
         f"{len(np.unique(user))} users to test: {new.mean():.0%} by users who are new, "
         f"{shared / len(test):.0%} share their second with another.\n"
         f"Chosen on the validation: {'; '.join(map(_named, best.values()))}.\n"
-        "Recall in per cent; each user counts once, but by question. In brackets the 95 % interval over "
-        f"{seeds} seeds, which are draws of the users to learn from, and over the users of the "
-        "test. Differences are in points of recall@10, paired.\n"
+        "Recall in per cent; each user counts once, or each question alike where it says so. In "
+        f"brackets the 95 % interval over {seeds} seeds, which are draws of the users to learn "
+        "from, and over the users of the test. Differences are in points of recall@10, paired.\n"
     )
 
 

@@ -46,11 +46,11 @@ class Timeline:
     def right(self) -> int:
         return int(self.left[-1]) + CELL[0]
 
-    def place(self, time: np.ndarray) -> np.ndarray:
+    def place(self, time: np.ndarray | np.datetime64) -> np.ndarray:
         """On the axis of time, which is as wide as the columns."""
         span = (self.time[-1] - self.time[0]) / np.timedelta64(1, "s")
         share = (time - self.time[0]) / np.timedelta64(1, "s") / span
-        return LEFT + 6 + share * (self.right - LEFT - 12)
+        return np.asarray(LEFT + 6 + share * (self.right - LEFT - 12))
 
 
 def timeline(time: np.ndarray) -> Timeline:
