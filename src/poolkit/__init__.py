@@ -4,7 +4,8 @@ Pooling is a window (which positions are seen) times a reduction (how they becom
 
     poolkit.pool(x, poolkit.Sliding(3, stride=2, padding=1), poolkit.Max())
 
-`poolkit.nn` has torch's modules, `inspect` shows what pools a model has, `optimize` swaps them.
+`poolkit.nn` has torch's modules, `inspect` shows what pools a model has, `advise` what others would
+cost, `optimize` swaps them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ from .windows import (
 if TYPE_CHECKING:
     from . import events, nn
     from .comparison import compare
+    from .design import advise
     from .exporting import export_onnx
     from .inspection import inspect
     from .linting import lint
@@ -108,6 +110,7 @@ __all__ = [
     "TimeWindow",
     "TopK",
     "Window",
+    "advise",
     "compare",
     "events",
     "explain",
@@ -129,6 +132,7 @@ __all__ += _named
 # What needs torch is imported when it is first asked for: importing poolkit stays quick.
 _LAZY: dict[str, tuple[str, str | None]] = {
     "nn": ("poolkit.nn", None),
+    "advise": ("poolkit.design", "advise"),
     "compare": ("poolkit.comparison", "compare"),
     "events": ("poolkit.events", None),
     "export_onnx": ("poolkit.exporting", "export_onnx"),

@@ -1,4 +1,4 @@
-"""The command line: inspect, compare, optimize, export, lint, window, bench, gallery, info.
+"""The command line: inspect, advise, compare, optimize, export, lint, window, bench, gallery, info.
 
 Nothing here imports torch before a command needs it, so ``poolkit --help`` is quick.
 """
@@ -105,6 +105,46 @@ def _diff(before: Path, after: Path, json: Path | None) -> int:
     found = diff(load(before), load(after))
     console = _console()
     console.print(str(found), markup=False, soft_wrap=True)
+    if json is not None:
+        write_whole(json, found.to_json())
+        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+@app.command
+def advise(
+    model: Annotated[
+        str | None,
+        Parameter(
+            help="file.py:factory or package.module:factory. The factory returns a "
+            "torch.nn.Module, or a tuple (module, example_inputs)."
+        ),
+    ] = None,
+    *,
+    input: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--input", consume_multiple=True, negative="",
+            help="The size of each argument of forward, as 1x3x224x224, or 1x128:int64 for "
+            "another dtype than float32; or files, of which the size counts.",
+        ),
+    ] = None,
+    json: _Json = None,
+) -> int:  # fmt: skip
+    """Say what a model's poolings do to its input, and what others in their places would cost.
+
+    Needs no data and no weights, only a size: alternatives are built and counted without values.
+    """
+    _check_targets(json)
+    from poolkit.design.sources import advise_on
+    from poolkit.design.terminal import lines
+    from poolkit.files import write_whole
+
+    with _progress("advising") as progress:
+        found = advise_on(model, input or [], progress)
+    console = _console()
+    for line in lines(found, console.width):
+        console.print(line)
     if json is not None:
         write_whole(json, found.to_json())
         console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)

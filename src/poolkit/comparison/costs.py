@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poolkit.inspection.memory import saved_for_backward
 from poolkit.timing import interleave, paired_ratios, within
+
+T = TypeVar("T")
 
 #: Images in the batch that is timed.
 BATCH = 32
@@ -39,10 +42,17 @@ def multiply_adds(model: nn.Module, example: torch.Tensor) -> int:
     What a pooling adds up or compares itself is not counted, only what it multiplies by weights.
     """
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example[:1])
+    with torch.no_grad():
+        _, count = counted(lambda: model(example[:1]))
     model.train()
-    return int(counter.get_total_flops()) // 2
+    return count
+
+
+def counted(run: Callable[[], T]) -> tuple[T, int]:
+    """What a call returns, and the multiplications by weights, each with its addition, in it."""
+    with FlopCounterMode(display=False) as counter:
+        result = run()
+    return result, int(counter.get_total_flops()) // 2
 
 
 def training_bytes(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor) -> int:

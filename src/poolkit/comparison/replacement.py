@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,18 +77,28 @@ def replace(model: nn.Module, variant: Variant, example: torch.Tensor, seed: int
                 "Leave this variant out" if places else "Give a model with pooling modules",
             )
         for place in chosen:
-            if reason := reason_not_to_replace(model, place.module):
-                raise PoolValueError(f"{place} cannot be replaced: {reason}")
+            check_replaceable(model, place)
         try:
-            if choice.pool == MOVED_STRIDE:
-                _move_strides(model, chosen)
-            else:
-                with fixed_randomness(seed):
-                    for place in chosen:
-                        _put(model, place.module, _made(choice, place))
+            replace_at(model, choice, chosen, seed)
         except PoolError as error:
             raise error.during(f"with the variant {variant.name!r}") from None
         _check_shapes(model, chosen, example, variant)
+
+
+def replace_at(model: nn.Module, choice: Choice, places: Sequence[Place], seed: int) -> None:
+    """Put one pooling in each of some places, in place. Raises PoolValueError where it cannot."""
+    if choice.pool == MOVED_STRIDE:
+        _move_strides(model, places)
+        return
+    with fixed_randomness(seed):
+        for place in places:
+            put(model, place.module, _made(choice, place))
+
+
+def check_replaceable(model: nn.Module, place: Place) -> None:
+    """Raise PoolValueError if another module in this place could change more than the pooling."""
+    if reason := reason_not_to_replace(model, place.module):
+        raise PoolValueError(f"{place} cannot be replaced: {reason}")
 
 
 def find(model: nn.Module, example: torch.Tensor) -> tuple[list[Place], list[TracedPooling]]:
@@ -194,30 +204,27 @@ def _one(sizes: tuple[int, ...]) -> Any:
     return sizes[0] if len(set(sizes)) == 1 else sizes
 
 
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Hang a module wherever another one hangs."""
     Swap(old, new, sites_of(model, old)).apply()
 
 
-def _move_strides(model: nn.Module, places: list[Place]) -> None:
+def _move_strides(model: nn.Module, places: Sequence[Place]) -> None:
     """Give each pool's stride to the convolution before it, and take the pool away."""
-    graph = _graph(model)
+    graph = graph_of(model)
     for place in places:
-        nodes = [
-            node
-            for node in graph.nodes
-            if node.op == "call_module" and model.get_submodule(node.target) is place.module
-        ]
-        for node in nodes:
-            conv = _convolution_before(model, node, place)
+        for node in calls_of(model, graph, place.module):
+            conv = convolution_before(model, node, place)
             calls = [other for other in graph.nodes if other.target == conv.target]
             if len(calls) > 1:
                 raise PoolValueError(f"{conv.target} runs {len(calls)} times, before {place} once")
             before = model.get_submodule(str(conv.target))
-            _put(model, before, move_stride(before, place.module))  # type: ignore[arg-type]
-        _put(model, place.module, nn.Identity())
+            put(model, before, move_stride(before, place.module))  # type: ignore[arg-type]
+        put(model, place.module, nn.Identity())
 
 
-def _graph(model: nn.Module) -> fx.Graph:
+def graph_of(model: nn.Module) -> fx.Graph:
+    """The order in which the layers run. Raises PoolValueError if it depends on values."""
     try:
         return LeafTracer().trace(model)
     except Exception as error:
@@ -228,7 +235,16 @@ def _graph(model: nn.Module) -> fx.Graph:
         ) from None
 
 
-def _convolution_before(model: nn.Module, node: fx.Node, place: Place) -> fx.Node:
+def calls_of(model: nn.Module, graph: fx.Graph, module: nn.Module) -> list[fx.Node]:
+    """Where a layer runs in the graph of its model."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "call_module" and model.get_submodule(node.target) is module
+    ]
+
+
+def convolution_before(model: nn.Module, node: fx.Node, place: Place) -> fx.Node:
     """The convolution whose result the pool sees, with nothing but pointwise steps between."""
     while True:
         (node,) = node.all_input_nodes[:1] or (None,)  # type: ignore[assignment]
@@ -236,20 +252,29 @@ def _convolution_before(model: nn.Module, node: fx.Node, place: Place) -> fx.Nod
             raise PoolValueError(f"there is no convolution before {place} to move its stride into")
         if len(node.users) > 1:
             raise PoolValueError(f"what {place} pools is used elsewhere too, with stride 1")
-        if node.op == "call_module":
-            module = model.get_submodule(str(node.target))
-            if isinstance(module, nn.Conv2d):
-                return node
-            if type(module).__module__ in POINTWISE or isinstance(module, nn.Identity):
-                continue
-            kind = type(module).__name__
-        else:
-            kind = getattr(node.target, "__name__", str(node.target))
-            if kind in _POINTWISE_CALLS:
-                continue
-        raise PoolValueError(
-            f"between {place} and the convolution before it is {kind}, which a stride changes"
-        )
+        is_layer = node.op == "call_module"
+        if is_layer and isinstance(model.get_submodule(str(node.target)), nn.Conv2d):
+            return node
+        if not is_pointwise(model, node):
+            raise PoolValueError(
+                f"between {place} and the convolution before it is {_what(model, node)}, which a "
+                "stride changes"
+            )
+
+
+def is_pointwise(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a layer or a call makes each value from the one at its place alone, or its channel's
+    statistics: what may stand on either side of a pool."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return type(module).__module__ in POINTWISE or isinstance(module, nn.Identity)
+    return _what(model, node) in _POINTWISE_CALLS
+
+
+def _what(model: nn.Module, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(model.get_submodule(str(node.target))).__name__
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def _check_shapes(

@@ -5,7 +5,7 @@ Rules that say "the same" have computed it: both ways ran on the layer's own inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -76,13 +76,22 @@ def rule(function: Rule) -> Rule:
 
 def flags_of(pooling: Pooling, step: Step, layer: Downsampling | None, x: Any) -> list[Flag]:
     """All flags of a layer, the gravest first."""
-    order = ("wrong", "waste", "note")
     if layer is None or x is None or not x.numel():
-        found = list(_without_window(pooling))
-    else:
-        subject = Subject(pooling, step, layer, x)
-        found = [flag for each in RULES for flag in each(subject)]
-    return sorted(found, key=lambda flag: order.index(flag.severity))
+        return _gravest_first(_without_window(pooling))
+    subject = Subject(pooling, step, layer, x)
+    return _gravest_first(flag for each in RULES for flag in each(subject))
+
+
+def flags_on_paper(pooling: Pooling, step: Step, layer: Downsampling, x: Any) -> list[Flag]:
+    """Those flags that follow from shapes alone: ``x`` may be a tensor without values."""
+    subject = Subject(pooling, step, layer, x)
+    rules = (drops_border, overhangs, counts_padding, sees_nothing, leaves_gaps, redundant)
+    return _gravest_first(flag for each in (*rules, does_nothing) for flag in each(subject))
+
+
+def _gravest_first(flags: Iterable[Flag]) -> list[Flag]:
+    order = ("wrong", "waste", "note")
+    return sorted(flags, key=lambda flag: order.index(flag.severity))
 
 
 # ---------------------------------------------------------------- borders

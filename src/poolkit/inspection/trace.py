@@ -50,7 +50,8 @@ _LOOKED_AT = {"pad": ("pad", "mode", "value"), "constant_pad_nd": ("pad", "value
 class Step:
     """One call of the model, with the calls that it reads from and that read from it.
 
-    ``arguments`` are those of a pooling, of a convolution and of a padding.
+    ``arguments`` are those of a pooling, of a convolution and of a padding. ``shape`` and ``view``
+    are those of the first tensor that it gives.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Step:
     pooling: Pooling | None = None
     producers: list[Step] = field(default_factory=list)
     consumers: list[Step] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    view: View | None = None
 
     @property
     def label(self) -> str:
@@ -101,6 +104,19 @@ class TracedPooling:
         return (self.input, indices) if size is None else (self.input, indices, size)
 
 
+class Run(NamedTuple):
+    """What a model did: its poolings, its output, and all of its calls, each in order.
+
+    ``made`` counts the bytes of every tensor that a call made, once: not those of views, nor of
+    what was changed in place.
+    """
+
+    found: list[TracedPooling]
+    output: Any
+    steps: list[Step]
+    made: int
+
+
 def trace(
     model: nn.Module,
     inputs: Sequence[Any],
@@ -110,9 +126,23 @@ def trace(
 ) -> tuple[list[TracedPooling], Any]:
     """Run ``model(*inputs, **kwargs)`` and return its poolings, in order, and its output.
 
-    With ``convolutions``, those that have a stride are among them. The model runs once, without
-    gradients, in the mode it is in. Raises PoolError, with the shapes and the first line of the
-    exception, if the model does.
+    As `follow`, for those who ask for no more.
+    """
+    return follow(model, inputs, kwargs, convolutions=convolutions)[:2]
+
+
+def follow(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    convolutions: bool = False,
+) -> Run:
+    """Run ``model(*inputs, **kwargs)`` and return what it did.
+
+    With ``convolutions``, those that have a stride are among its poolings. The model runs once,
+    without gradients, in the mode it is in. Raises PoolError, with the shapes and the first line
+    of the exception, if the model does.
     """
     recorder = _Recorder(model, convolutions)
     for value in tensors_in((tuple(inputs), dict(kwargs or {}))):
@@ -120,7 +150,7 @@ def trace(
     with torch.no_grad(), recorder.hooks(), recorder:
         output = run_model(model, inputs, kwargs)
     recorder.see_output(output)
-    return recorder.found, output
+    return Run(recorder.found, output, recorder.order, recorder.made)
 
 
 def run_model(
@@ -170,6 +200,8 @@ class _Recorder(TorchFunctionMode):
         self.model = model
         self.convolutions = convolutions
         self.found: list[TracedPooling] = []
+        self.order: list[Step] = []
+        self.made = 0
         self.views: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.steps: WeakIdKeyDictionary = WeakIdKeyDictionary()  # which made each tensor
         self.stack: list[nn.Module] = []
@@ -202,7 +234,9 @@ class _Recorder(TorchFunctionMode):
             pooling = recognise_convolution(call)
         before = self._snapshot(call.args[0]) if pooling is not None else None
         made_by = self._producers(call.args, call.kwargs)
+        held = {_storage(t) for t in tensors_in((args, kwargs))}
         out = func(*args, **kwargs)
+        self._count(out, held)
         if pooling is not None and before is not None:
             self._record(pooling, call.args[0], before, out)
         else:
@@ -216,6 +250,14 @@ class _Recorder(TorchFunctionMode):
             after = dataflow.after_call(call, view, tensor)
             if after is not None:
                 self.views[tensor] = after
+                step = self.steps.get(tensor)
+                if step is not None and call.name not in _HANDS_ON:
+                    step.view = step.view or after
+
+    def _count(self, out: Any, held: set[int]) -> None:
+        """Add what a call made to ``made``, where its arguments hold none of it."""
+        made = {_storage(t): t.nbytes for t in tensors_in(out)}
+        self.made += sum(size for storage, size in made.items() if storage not in held)
 
     def _producers(self, *values: Any) -> list[Step]:
         return [step for t in tensors_in(values) if (step := self.steps.get(t)) is not None]
@@ -231,6 +273,8 @@ class _Recorder(TorchFunctionMode):
             names = _LOOKED_AT.get(call.name)
             given = call.bound(*names) if names else {}
             step = Step(self._place().names[0], call.name.rstrip("_"), given).reads(made_by)
+            step.shape = tuple(results[0].shape)
+            self.order.append(step)
         for tensor in results:
             self.steps[tensor] = step
 
@@ -267,6 +311,8 @@ class _Recorder(TorchFunctionMode):
         names, module, class_name, source = self._place()
         step = Step(names[0], pooling.operation, pooling.arguments, pooling)
         step.reads(self._producers(x))
+        step.shape, step.view = tuple(first.shape), after
+        self.order.append(step)
         for tensor in tensors_in(out):
             self.steps[tensor] = step
             if after is not None:
@@ -306,15 +352,22 @@ class _Recorder(TorchFunctionMode):
         """A call of poolkit's, by name or as ``poolkit.pool``: all of them come through here."""
         if self.inside_poolkit:
             return run(x, window, reduction, ndim, channels_last)
-        before = self._snapshot(x)
+        with self._looking_away():
+            before = self._snapshot(x)
+            out = run(x, window, reduction, ndim, channels_last)
+            self._count(out, {_storage(x)})
+            pooling = named(window, reduction, ndim, channels_last, return_indices)
+            self._record(pooling, x, before, out, True)
+        return out
+
+    @contextmanager
+    def _looking_away(self) -> Iterator[None]:
+        """Inside, calls are not the model's: poolkit's own, and copies that are made here."""
         self.inside_poolkit += 1
         try:
-            out = run(x, window, reduction, ndim, channels_last)
+            yield
         finally:
             self.inside_poolkit -= 1
-        pooling = named(window, reduction, ndim, channels_last, return_indices)
-        self._record(pooling, x, before, out, True)
-        return out
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -374,7 +427,17 @@ class _Recorder(TorchFunctionMode):
     def _record_module(self, pooling: Pooling, args: Sequence[Any], output: Any) -> None:
         if "unpool" in pooling.operation and len(args) > 1:
             pooling = Pooling(pooling.operation, {"indices": args[1], **pooling.arguments})
-        self._record(pooling, args[0], self._snapshot(args[0]), output, True)
+        with self._looking_away():
+            self._count(output, {_storage(t) for t in tensors_in(args)})
+            self._record(pooling, args[0], self._snapshot(args[0]), output, True)
+
+
+def _storage(x: torch.Tensor) -> int:
+    """What tells the memory of a tensor from that of others while both are alive."""
+    try:
+        return x.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # as sparse ones, which have none of their own
+        return id(x)
 
 
 def _no_shortcut(*arguments: Any) -> None:

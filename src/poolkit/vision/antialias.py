@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe, is_traced
 from ..functional import Size, max_pool2d, new_sliding
+from ..sequences.attentive import in_full_precision
 from ..torch.autograd import apply
 from ..torch.layout import channels_behind
 from ..windows.base import freeze, per_axis
@@ -111,7 +112,7 @@ def _blur(x: Tensor, sizes: Sequence[int], stride: Sequence[int], pads: Pads, mo
         )
     weight = _binomial(sizes, padded).expand(channels, 1, -1, -1)
     # Autocast would round to a half type in between.
-    with torch.autocast(x.device.type, enabled=False):
+    with in_full_precision(x):
         if forward_ad._current_level >= 0:
             out = F.conv2d(padded, weight, None, tuple(stride), groups=channels)
         else:

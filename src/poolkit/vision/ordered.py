@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, describe
 from ..functional import Size, made_once, new_sliding, sliding
+from ..sequences.attentive import in_full_precision
 from ..torch.autograd import apply
 from .draws import check_generator, uniform
 from .learned import check_channels, check_channels_of
@@ -610,7 +611,7 @@ class LEAPPool2d(Placed):
             working, channels = working_dtype(maps), maps.shape[1]
             weight = self.weight.to(working).expand(channels, -1, -1, -1)
             # Convolutions of half types may be added up in them, and autocast makes them half.
-            with torch.autocast(maps.device.type, enabled=False):
+            with in_full_precision(maps):
                 padded = taps.padded(maps.to(working), 0.0)
                 out = F.conv2d(padded, weight, None, taps.stride, 0, taps.dilation, channels)
             out = out.to(result_dtype(maps))

@@ -1,0 +1,209 @@
+"""Models on paper: tensors that have a shape and a dtype, and no memory.
+
+Tensors of torch's meta device run a forward in milliseconds, whatever its size. A forward that
+looks at values cannot run on them; it runs on zeros, whose values do not matter either.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from poolkit.comparison.costs import counted, parameters
+from poolkit.design.records import Draft
+from poolkit.errors import PoolError, PoolTypeError, PoolValueError
+from poolkit.inspection.dataflow import View
+from poolkit.inspection.inspector import evaluating
+from poolkit.inspection.trace import Run, follow, tensors_in
+from poolkit.optimization.equality import fixed_randomness
+
+_BATCH_NORM = torch.ops.aten.native_batch_norm.default
+_SIZE = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
+
+
+def on_paper() -> torch.device:
+    """Inside, tensors that are made have no memory: a network is built in no time."""
+    return torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where drafts of one model run, all on the same inputs.
+
+    Attributes:
+        args, kwargs: of ``forward``; what matters of tensors is their shape and dtype.
+        device: "meta", where tensors have no memory, or "cpu", where they hold zeros.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    device: str = "meta"
+
+    @classmethod
+    def that_runs(cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Paper:
+        """Without memory if the model runs so, else with zeros. Raises PoolError if on neither."""
+        paper = cls(args, kwargs)
+        try:
+            paper.run(paper.copy(model))
+        except PoolError:
+            paper = cls(args, kwargs, "cpu")
+            paper.run(paper.copy(model))
+        return paper
+
+    def open(self) -> torch.device:
+        """Inside, tensors that are made are of this paper's kind."""
+        return torch.device(self.device)
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """The same model with other weights, that of its class, mode and names."""
+        with self.open():
+            memo: dict[int, Any] = {
+                id(tensor): _like(tensor)
+                for tensor in _tensors_of(model)
+                if not nn.parameter.is_lazy(tensor)
+            }
+            try:
+                return copy.deepcopy(model, memo)
+            except Exception as error:
+                text = next(iter(str(error).strip().splitlines()), "")
+                raise PoolValueError(
+                    f"{type(model).__name__} cannot be copied: {type(error).__name__}: {text}",
+                    "What is tried on paper is a copy, so copy.deepcopy(model) has to work",
+                ) from None
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of ``forward``, of this paper's kind while it is open."""
+        return pytree.tree_map_only(
+            torch.Tensor,
+            lambda x: torch.zeros(x.shape, dtype=x.dtype),
+            (self.args, dict(self.kwargs)),
+        )
+
+    def positional(self) -> tuple[Any, ...]:
+        """The arguments of ``forward``, where none has to be named. Raises PoolValueError else."""
+        args, kwargs = self.arguments()
+        if kwargs:
+            raise PoolValueError(
+                f"the model is called with {', '.join(kwargs)} by name",
+                "Let forward take its arguments by position",
+            )
+        return args
+
+    def run(self, model: nn.Module) -> tuple[Run, int]:
+        """What a copy does, and its multiply-adds. It runs in eval mode."""
+        with self.open(), evaluating(model), fixed_randomness(), torch.no_grad():
+            args, kwargs = self.arguments()
+
+            def watched() -> Run:
+                with _Shortcut():
+                    return follow(model, args, kwargs, convolutions=True)
+
+            return counted(watched)
+
+    def draft(self, model: nn.Module) -> tuple[Draft, Run]:
+        """What a copy costs, and what its last map sees."""
+        run, multiply_adds = self.run(model)
+        last = _last_map(run)
+        return (
+            Draft(
+                parameters=parameters(model),
+                multiply_adds=multiply_adds,
+                activations=run.made,
+                outputs=[list(x.shape) for x in tensors_in(run.output)],
+                sees=[axis.seen() for axis in last.axes] if last else None,
+                jump=[round(axis.sees.jump, 4) for axis in last.axes] if last else None,
+            ),
+            run,
+        )
+
+
+class _Shortcut(TorchDispatchMode):
+    """Batch norms of tensors without memory, of which torch works out each step: half of the time
+    of a network that has them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _BATCH_NORM and args[0].is_meta and not args[5]:  # by running statistics
+            nothing = args[0].new_empty(0)
+            return torch.empty_like(args[0]), nothing, nothing
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+
+
+def _like(weight: torch.Tensor) -> torch.Tensor:
+    new = torch.zeros(weight.shape, dtype=weight.dtype)
+    if isinstance(weight, nn.Parameter):
+        return nn.Parameter(new, requires_grad=weight.requires_grad)
+    return new
+
+
+def _last_map(run: Run) -> View | None:
+    """What the values of the last map see: the last of which more than one position is left, before
+    bins, which see whatever the size asks for."""
+    views = (
+        step.view
+        for step in reversed(run.steps)
+        if step.view is not None
+        and step.view.features
+        and not step.operation.startswith("adaptive")
+        and step.view.dims
+        and len(step.view.dims) == len(step.view.axes)
+        and max(step.shape[dim] for dim in step.view.dims) > 1
+    )
+    return next(views, None)
+
+
+def sized(inputs: Any) -> Any:
+    """Inputs with a tensor in the place of each `torch.Size` and each text such as 1x3x224x224.
+
+    >>> sized("2x8:int64").dtype, sized([torch.Size([1, 3, 8, 8])])[0].shape
+    (torch.int64, torch.Size([1, 3, 8, 8]))
+    """
+    if isinstance(inputs, torch.Size):
+        return torch.empty(inputs, device="meta")
+    if isinstance(inputs, str):
+        return read_size(inputs)
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(sized(value) for value in inputs)
+    if isinstance(inputs, dict):
+        return {key: sized(value) for key, value in inputs.items()}
+    return inputs
+
+
+def is_size(text: str) -> bool:
+    """Whether a word says a size: digits with x between them, and a dtype behind a colon.
+
+    >>> is_size("1x3x224x224"), is_size("1x128:int64"), is_size("x.npy")
+    (True, True, False)
+    """
+    return _SIZE.fullmatch(text) is not None
+
+
+def read_size(text: str) -> torch.Tensor:
+    """A float32 tensor of a size such as 1x3x224x224, or of the dtype in 1x128:int64."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise PoolValueError(
+            f"{text!r} is not a size", "Write it as 1x3x224x224, or 1x128:int64 for another dtype"
+        )
+    sides = [int(side) for side in found[1].split("x")]
+    dtype = getattr(torch, found[2] or "float32", None)
+    if not isinstance(dtype, torch.dtype):
+        raise PoolTypeError(f"there is no dtype {found[2]!r}", "Write it as float32 or int64")
+    if not all(sides):
+        raise PoolValueError(f"{text!r} has a side of 0", "Give sides of at least 1")
+    return torch.empty(sides, dtype=dtype, device="meta")

@@ -1,0 +1,149 @@
+"""What an advice consists of: plain records, which nothing here computes or draws."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+#: Of what ``to_dict`` gives. It changes when a key goes or means something else.
+JSON_VERSION = 1
+
+Basis = Literal["arithmetic", "literature"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement, and what it rests on.
+
+    Attributes:
+        text: the statement.
+        basis: "arithmetic" follows from shapes and sizes, for this model and this input;
+            "literature" was measured by others, on their models and data.
+        setting: what it was measured on.
+        source: who says so, and where.
+    """
+
+    text: str
+    basis: Basis = "arithmetic"
+    setting: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a model costs on these inputs, counted by running it without values.
+
+    Attributes:
+        parameters: numbers that are learned.
+        multiply_adds: multiplications by weights, each with its addition, in convolutions and
+            matrix products.
+        activations: bytes of all tensors that a forward makes, each once; views and what is
+            changed in place make none.
+        outputs: shapes of what the model returns.
+        sees, jump: of the last map: input positions that one of its values sees, never more than
+            there are, and input positions between neighbours; None if nothing has a map.
+    """
+
+    parameters: int
+    multiply_adds: int
+    activations: int
+    outputs: list[list[int]]
+    sees: list[int] | None
+    jump: list[float] | None
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """The model with one change at one site, really built; all else is as it was.
+
+    Attributes:
+        name: what takes the place.
+        changes: what that means, in words that follow from shapes and sizes.
+        draft: what the whole model then costs; None if it cannot be built.
+        problem: why it cannot.
+        literature: keys of claims in `Advice.literature`.
+    """
+
+    name: str
+    changes: str
+    draft: Draft | None = None
+    problem: str = ""
+    literature: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a map gets smaller: a pooling, a strided convolution or a flattened head.
+
+    Attributes:
+        name: of the module; the empty name is the model itself.
+        kind: ``window`` (it slides), ``bins`` (as many as it is told), ``global`` (one value is
+            left), ``convolution`` (with a stride), ``head`` (a linear layer that reads every
+            position of a map by itself).
+        operation: what it does, in words.
+        source: the line that calls it, as ``net.py:42``, if no module is nothing but this.
+        in_shape, out_shape: of its input and its output.
+        sees: input positions that one value of the output sees, along each axis, never more than
+            there are; None where they are not known.
+        extent: how many there are.
+        jump: input positions between neighbouring outputs: the effective stride.
+        unseen: input positions along each axis, before and behind, that no output sees.
+        claims: what follows from all this.
+        alternatives: what could stand there instead.
+    """
+
+    name: str
+    kind: str
+    operation: str
+    source: str
+    in_shape: list[int]
+    out_shape: list[int]
+    sees: list[int] | None
+    extent: list[int] | None
+    jump: list[float] | None
+    unseen: list[list[int]] | None
+    claims: list[Claim] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The poolings of a model on paper: ``print(advice)`` shows it, ``sites`` has it all.
+
+    Attributes:
+        model: its name.
+        inputs: of what dtype and shape.
+        draft: what the model costs as it is.
+        sites: in the order in which they run.
+        literature: the claims of others that alternatives refer to, by key.
+        paper: "shapes" if nothing had values, "zeros" if the model would not run so.
+    """
+
+    model: str
+    inputs: list[str]
+    draft: Draft
+    sites: list[Site]
+    literature: dict[str, Claim]
+    paper: str = "shapes"
+
+    def __str__(self) -> str:
+        """The tables, as plain text."""
+        from poolkit.design.terminal import lines
+        from poolkit.inspection.terminal import as_text
+
+        return as_text(lines(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, with ``"version": 1`` first."""
+        return {"version": JSON_VERSION, **_plain(asdict(self))}
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
