@@ -90,6 +90,16 @@ def test_jit_traces() -> None:
         assert torch.equal(traced(other), module(other))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_operator_of_graphs(dtype: torch.dtype) -> None:
+    run = torch.ops.poolkit.chain.default
+    x = values((2, 3, 4, 11, 12), dtype)
+    for given in (x[0], x[0, 0], x[0].contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(run(given, "Sliding(5, stride=1, padding=2)", 3), expected(given, 5, 3))
+    mapped = torch.func.vmap(lambda image: run(image, "Sliding(3, stride=1, padding=1)", 2))
+    assert torch.equal(mapped(x), expected(x.flatten(0, 1), 3, 2).unflatten(0, (2, 3)))
+
+
 def test_negative_views() -> None:
     x = torch.randn(1, 2, 9, 9)
     assert torch.equal(poolkit.sppf(torch._neg_view(x)), poolkit.sppf(-x))

@@ -184,6 +184,39 @@ def test_optimize_reports_each_layer(capsys):
     assert json.loads(Path("report.json").read_text())["layers"][0]["status"] == "swapped"
 
 
+def test_optimize_saves_a_program(capsys):
+    assert run("optimize", "net.py:with_inputs", "--seconds", 0, "--save", "net.pt2") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 swapped for poolkit's." in out
+    assert out.endswith("Program: net.pt2 (before torch.export.load, import poolkit.nn)")
+    assert torch.export.load("net.pt2").module()(torch.zeros(3, 3, 10, 10)).shape == (3, 4)
+    assert run("optimize", "net.pt2", "--seconds", 0) == 0
+    assert "is poolkit's already" in " ".join(capsys.readouterr().out.split())
+
+
+def test_optimize_of_the_graph_only_reported(capsys):
+    options = ("--tier", "graph", "--fixed-batch", "--dry-run", "--json", "report.json")
+    assert run("optimize", "net.py:with_inputs", "--seconds", 0, *options) == 0
+    assert "2 of 2 would be swapped (dry run)." in capsys.readouterr().out
+    assert json.loads(Path("report.json").read_text())["tier"] == "graph"
+    assert not list(Path().glob("*.pt2"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--save", "none/net.pt2"), "cannot write none/net.pt2: there is no folder none"),
+        (("--save", "net.pt2", "--tier", "module"), "--save writes the program of the graph tier"),
+        (("--save", "net.pt2", "--dry-run"), "--save writes the program of the graph tier, and a"),
+        (("--save", "net.onnx"), "a program is a .pt2 file, got net.onnx. Name it so"),
+        (("--tier", "fx"), 'Invalid value "fx" for --tier'),
+    ],
+)
+def test_optimize_refuses_before_the_work(capsys, options, message):
+    assert fails(capsys, "optimize", "net.py:with_inputs", *options).startswith(message)
+    assert not Path("net.pt2").exists()
+
+
 def test_optimize_without_pooling(capsys):
     assert run("optimize", "net.py:no_pooling", "--seconds", 0) == 0
     assert "Linear has no pooling that runs on this input." in capsys.readouterr().out

@@ -90,6 +90,15 @@ def test_every_reduction(tmp_path: Path) -> None:
     assert {check.engine for check in report.checks} == BOTH
 
 
+def test_the_chain_of_optimised_graphs(tmp_path: Path) -> None:
+    class Chain(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.ops.poolkit.chain.default(x, "Sliding(5, stride=1, padding=2)", 3)
+
+    report = poolkit.export_onnx(Chain(), one_each(2), tmp_path / "model.onnx")
+    assert report.operators == {"Concat": 1, "MaxPool": 3}
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int32", "bool"])
 def test_dtypes(dtype: str, tmp_path: Path) -> None:
     names = ["max", "min", "sum", "mean"]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from models import X, network
 from torch import nn
 
-from poolkit.optimization import optimize, optimizer
+from poolkit.optimization import modules, optimize, trial
 from poolkit.optimization.equality import compare_modules, compare_outputs
-from poolkit.timing import Comparison
+from poolkit.timing import Comparison, Samples
 
 
 def statuses(report):
@@ -27,7 +27,8 @@ def clock(monkeypatch, ratio: float) -> None:
         before(), after()
         return Comparison((1e-3 * ratio,) * 15, (1e-3,) * 15)
 
-    monkeypatch.setattr(optimizer, "compare", compare)
+    monkeypatch.setattr(trial, "compare", compare)
+    monkeypatch.setattr(trial, "interleave", lambda calls, _: [Samples(1, [8e-3])])
 
 
 def test_what_is_faster_is_swapped(monkeypatch):
@@ -59,7 +60,7 @@ def test_all_swaps_go_if_the_whole_model_is_slower(monkeypatch):
     def compare(before, after, seconds):
         return Comparison((1e-3 * next(ratios),) * 15, (1e-3,) * 15)
 
-    monkeypatch.setattr(optimizer, "compare", compare)
+    monkeypatch.setattr(trial, "compare", compare)
     model = network()
     report = optimize(model, X, seconds=1)
     assert set(statuses(report).values()) == {("kept", "the whole model came out slower")}
@@ -87,7 +88,7 @@ class Wrong(nn.Module):
     ],
 )  # fmt: skip
 def test_a_replacement_that_differs_is_kept_out(monkeypatch, change, reason):
-    monkeypatch.setattr(optimizer, "replacement_for", lambda module: Wrong(change))
+    monkeypatch.setattr(modules, "replacement_for", lambda module: Wrong(change))
     model = nn.Sequential(nn.MaxPool2d(2))
     (layer,) = optimize(model, X, seconds=0).layers
     assert layer.status == "kept"
@@ -101,7 +102,7 @@ def test_an_exception_half_way_leaves_the_model_as_it_was(monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(optimizer._Attempt, "_check_whole", fail)
+    monkeypatch.setattr(modules.Attempt, "_check_whole", fail)
     with pytest.raises(KeyboardInterrupt):
         optimize(model, X, seconds=0)
     assert all(type(m).__module__.startswith("torch.") for m in model)

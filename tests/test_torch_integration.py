@@ -552,6 +552,7 @@ def test_opcheck(batch: int, dtype: torch.dtype, form: torch.memory_format) -> N
         (OPS.activation_backward.default, (x, x, "Tanh()")),
         (OPS.pool_backward.default, (values, x, window, "Soft()", 2)),
         (OPS.locate.default, (x, window, "Max()", 2)),
+        (OPS.chain.default, (x, "Sliding(5, stride=1, padding=2)", 3)),
     ]
     for op, arguments in calls:
         torch.library.opcheck(op, arguments)
@@ -568,6 +569,7 @@ def test_opcheck(batch: int, dtype: torch.dtype, form: torch.memory_format) -> N
             "activation_backward",
             "pool_backward",
             "locate",
+            "chain",
         )
     }
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -165,12 +165,41 @@ def optimize(
         ),
     ] = 1e-5,
     seconds: _Seconds = 0.4,
+    tier: Annotated[
+        Literal["module", "graph"] | None,
+        Parameter(
+            help="module swaps modules; graph rewrites an exported program, functions too, for "
+            "inference. Default: graph with --save and of a .pt2 file, else module."
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None, Parameter(help="Write the program of the graph tier to this .pt2 file.")
+    ] = None,
+    fixed_batch: Annotated[
+        bool, Parameter(negative="", help="Let the program take batches of this size only.")
+    ] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Say what would be done, and do nothing.")
+    ] = False,
 ) -> int:
-    """Swap a model's pooling modules for poolkit's where equal and faster, and report each.
+    """Pool by poolkit in a model where that is equal and faster, and report each layer.
 
-    The command reports; in a program, call poolkit.optimize(model, example_inputs).
+    With --save the result is a file. What the module tier does is only reported: in a program,
+    call poolkit.optimize(model, example_inputs).
     """
-    _check_targets(json)
+    _check_targets(json, save)
+    if save is not None and (dry_run or tier == "module"):
+        raise PoolValueError(
+            "--save writes the program of the graph tier, and a dry run has none"
+            if dry_run
+            else "--save writes the program of the graph tier",
+            f"Drop --save or {'--dry-run' if dry_run else '--tier module'}",
+        )
+    if save is not None and save.suffix != ".pt2":
+        raise PoolValueError(f"a program is a .pt2 file, got {save}", "Name it so")
+    if tier is None:
+        is_program = model is not None and model.endswith(".pt2")
+        tier = "graph" if save is not None or is_program else "module"
     network, inputs, _ = _subject(model, input)
     from poolkit.files import write_whole
     from poolkit.optimization import optimize as run_optimization
@@ -178,11 +207,18 @@ def optimize(
 
     with _progress("optimizing") as progress:
         report = run_optimization(
-            network, inputs, tolerance=tolerance, seconds=seconds, progress=progress
-        )
+            network, inputs, tier=tier, tolerance=tolerance, seconds=seconds, dry_run=dry_run,
+            dynamic_batch=not fixed_batch, progress=progress,
+        )  # fmt: skip
     console = _console()
     for line in lines(report):
         console.print(line)
+    if save is not None:
+        report.save(save)
+        console.print(
+            f"Program: {save} (before torch.export.load, import poolkit.nn)",
+            soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
     if json is not None:
         write_whole(json, report.to_json())
         console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)

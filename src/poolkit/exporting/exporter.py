@@ -20,6 +20,7 @@ from ..errors import PoolError, PoolTypeError, PoolValueError
 from ..files import check_writable, write_whole
 from ..inspection.inspector import evaluating
 from ..inspection.trace import run_model, tensors_in
+from ..optimization.capture import batch_axes, of_two
 from ..optimization.equality import check_tolerance
 from .checking import Check, check_engines, run_checks
 from .expressions import ExportedPooling, Expressing
@@ -115,11 +116,11 @@ def export_onnx(
     with evaluating(model), torch.no_grad(), _quiet():
         examples = [_example(model, args, given)]
         if dynamic_shapes is None and dynamic_batch:
-            two = _of_two(args), _of_two(given)
+            two = of_two(args), of_two(given)
             if two[0] is not args or two[1] is not given:
                 args, given = two
                 examples.append(_doubled_example(model, args, given))
-            dynamic_shapes = (*map(_batch_axes, args), *map(_batch_axes, given.values()))
+            dynamic_shapes = batch_axes(args, given, torch.export.Dim.DYNAMIC)
         program, mode = _traced(model, args, given, dynamic_shapes)
         _check_deterministic(program)
         proto = _translated(program, len(examples[0][1]))
@@ -152,31 +153,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _of_two(values: Any) -> Any:
-    """Batches of one repeated: of an axis of length 1 a tracer does not believe that it varies."""
-    if isinstance(values, torch.Tensor):
-        return torch.cat([values, values]) if values.ndim and values.shape[0] == 1 else values
-    if isinstance(values, dict):
-        made: Any = {key: _of_two(value) for key, value in values.items()}
-        return made if any(made[key] is not values[key] for key in values) else values
-    if isinstance(values, tuple | list):
-        parts = [_of_two(value) for value in values]
-        same = all(a is b for a, b in zip(parts, values, strict=True))
-        return values if same else type(values)(parts)
-    return values
-
-
-def _batch_axes(value: Any) -> Any:
-    """Each input's own: the tracer finds out which of them must agree."""
-    if isinstance(value, torch.Tensor):
-        return {0: torch.export.Dim.DYNAMIC} if value.ndim else None
-    if isinstance(value, dict):
-        return {key: _batch_axes(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(map(_batch_axes, value))
-    return None
 
 
 Example = tuple[list[torch.Tensor], list[torch.Tensor]]

@@ -141,6 +141,14 @@ def _check_known(spatial: tuple[Any, ...]) -> None:
         )
 
 
+@express(torch.ops.poolkit.chain.default)
+def _chain(x: Tensor, window: str, levels: int) -> Tensor:
+    parts = [x]
+    for _ in range(levels):
+        parts.append(_pool(parts[-1], window, "Max()", 2))
+    return torch.cat(parts, dim=-3)
+
+
 @express(torch.ops.poolkit.pool_positions.default)
 def _pool_positions(x: Tensor, window: str, reduction: str, ndim: int) -> tuple[Tensor, Tensor]:
     """Positions in the place of their codes: `indices` then has nothing to do."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,10 +27,12 @@ class ExportedModel(nn.Module):
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
+        self.program = program
         graph = program.module()
         # Not as a submodule: an exported graph refuses to change its mode.
         self._graph = (graph,)
         self.running: fx.Node | None = None
+        self.watched: dict[str, torch.Tensor | None] = {}
         self._order = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
         self.example = None if program.example_inputs is None else program.example_inputs
 
@@ -55,17 +57,47 @@ class ExportedModel(nn.Module):
         args, kwargs = self.example
         return (*args, *self._ordered(kwargs).values())
 
+    def as_exported(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments as the program itself takes them: by position and by name as it was exported.
+
+        Raises PoolValueError if there are more or fewer than it has.
+        """
+        flat = pytree.tree_leaves((args, self._ordered(kwargs)))
+        spec = self.program.call_spec.in_spec
+        if spec is None or len(flat) != spec.num_leaves:
+            raise PoolValueError(
+                f"the program takes {getattr(spec, 'num_leaves', 'no')} inputs, got {len(flat)}",
+                "Give those that it was exported with",
+            )
+        positional, named = pytree.tree_unflatten(flat, spec)
+        return positional, named
+
     def _ordered(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments in the order in which the graph takes them."""
         names = [name for name in self._order if name in kwargs]
         return {name: kwargs[name] for name in (*names, *(k for k in kwargs if k not in names))}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(args, kwargs)
+
+    def _run(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
         flat = pytree.tree_leaves((args, self._ordered(kwargs)))
         try:
             return _Interpreter(self).run(*flat, enable_io_processing=False)
         finally:
             self.running = None
+            self.watched = {}
+
+    def values_of(
+        self, names: Iterable[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """What the nodes of these names give on these arguments: copies, as they leave the node."""
+        watched: dict[str, torch.Tensor | None] = dict.fromkeys(names)
+        self.watched = watched
+        self._run(tuple(args), kwargs)
+        return {name: value for name, value in watched.items() if value is not None}
 
     @property
     def graph(self) -> fx.GraphModule:
@@ -90,4 +122,9 @@ class _Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.model.running = n
-        return super().run_node(n)
+        value = super().run_node(n)
+        # An input that is named as a function of Python's has another name in this graph.
+        name = str(n.target) if n.op == "placeholder" else n.name
+        if name in self.model.watched:
+            self.model.watched[name] = value.detach().clone()
+        return value

@@ -221,8 +221,12 @@ def _model_times(run: Callable[[], Any], seconds: float) -> list[float]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; after it every module is in the mode that it was in."""
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        try:
+            model.eval()
+        except NotImplementedError:  # of a graph that was exported: it has one mode only
+            for module, _ in before:
+                module.training = False
         yield
     finally:
         for module, training in before:

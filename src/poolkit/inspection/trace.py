@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 import poolkit
+from poolkit import functional
 from poolkit.errors import PoolError, PoolValueError
 from poolkit.inspection import dataflow
 from poolkit.inspection.dataflow import View
@@ -30,6 +31,8 @@ from poolkit.inspection.operations import (
     recognise_convolution,
 )
 from poolkit.inspection.poolkit_calls import from_operator, from_poolkit, is_poolkits, named
+from poolkit.torch import dispatch
+from poolkit.windows import as_window
 
 _LIBRARIES = tuple(f"{Path(home).parent}{os.sep}" for home in (torch.__file__, poolkit.__file__))
 _EXAMPLES = f"{Path(poolkit.__file__).parent / 'examples'}{os.sep}"
@@ -93,6 +96,7 @@ class TracedPooling:
     kind: str = "function"
     is_layer: bool = False  # whether ``name`` names nothing but this
     by_poolkit: bool = False
+    node: str = ""  # of an exported graph
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -178,13 +182,14 @@ def describe_tensor(x: torch.Tensor) -> str:
 
 
 class Place(NamedTuple):
-    """Where a call stands: names of the module, the module itself, or the class and the line that
-    an exported graph knows of it."""
+    """Where a call stands: names of the module, the module itself, or the class, the line and the
+    node that an exported graph knows of it."""
 
     names: list[str]
     module: nn.Module | None
     class_name: str
     source: str
+    node: str = ""
 
 
 class _Recorder(TorchFunctionMode):
@@ -222,6 +227,9 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.inside_poolkit or not any(True for _ in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
+        if func is torch.ops.poolkit.chain.default:
+            with self:  # its levels are seen, and what joins them
+                return dispatch.chain_by_levels(args[0], as_window(args[1]), args[2])
         if "input" in kwargs:
             args = (kwargs["input"], *args)
             kwargs = {key: value for key, value in kwargs.items() if key != "input"}
@@ -282,7 +290,7 @@ class _Recorder(TorchFunctionMode):
         """Where in the model the call stands that runs now."""
         if isinstance(self.model, ExportedModel) and self.model.running is not None:
             name, class_name, source = self.model.place()
-            return Place([name], None, class_name, source)
+            return Place([name], None, class_name, source, self.model.running.name)
         module = self.stack[-1] if self.stack else None
         names = self.names.get(id(module), [""]) if module is not None else [""]
         return Place(names, module, "", "")
@@ -308,7 +316,7 @@ class _Recorder(TorchFunctionMode):
         first = next(tensors_in(out))
         view = self.views.get(x) or dataflow.of_input(x, pooling.spatial_rank)
         after = None if view is None else dataflow.after_pooling(pooling, view, before, first)
-        names, module, class_name, source = self._place()
+        names, module, class_name, source, node = self._place()
         step = Step(names[0], pooling.operation, pooling.arguments, pooling)
         step.reads(self._producers(x))
         step.shape, step.view = tuple(first.shape), after
@@ -327,7 +335,7 @@ class _Recorder(TorchFunctionMode):
                 name=names[0],
                 module=module if is_layer else None,
                 aliases=tuple(names[1:]) if is_layer else (),
-                source=source or _calling_line(),
+                source=source or calling_line(),
                 view=after,
                 input=before,
                 output=first.detach().clone(),
@@ -336,6 +344,7 @@ class _Recorder(TorchFunctionMode):
                 kind=kind,
                 is_layer=named,
                 by_poolkit=by_poolkit,
+                node=node,
             )
         )
 
@@ -375,9 +384,6 @@ class _Recorder(TorchFunctionMode):
 
         The hooks are global, so the model's own are not touched.
         """
-        from poolkit import functional
-        from poolkit.torch import dispatch
-
         shortcuts, chain = functional.shortcuts, dispatch.chain
         calls = {"pool": dispatch.pool, "pool_with_indices": dispatch.pool_with_indices}
         handles = [
@@ -470,7 +476,7 @@ def layout_of(x: torch.Tensor) -> str:
     return "strided"
 
 
-def _calling_line() -> str:
+def calling_line() -> str:
     """``net.py:42``: the nearest line that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

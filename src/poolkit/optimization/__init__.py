@@ -1,4 +1,4 @@
-"""Swap a model's pooling modules for poolkit's, in place, where that is proven and faster.
+"""Pool by poolkit in a model where that is proven and faster: its modules, or its exported graph.
 
 >>> import torch
 >>> from torch import nn
@@ -13,6 +13,7 @@ True
 """
 
 from poolkit.optimization.optimizer import optimize
-from poolkit.optimization.report import LayerChange, OptimizeReport
+from poolkit.optimization.records import LayerChange
+from poolkit.optimization.report import OptimizeReport
 
 __all__ = ["LayerChange", "OptimizeReport", "optimize"]

@@ -1,71 +1,67 @@
-"""What an optimisation did, layer by layer, and how to take it back."""
+"""The report of an optimisation: what was done, and the ways to show it, keep it and take it back.
+
+It knows the terminal and the JSON, and neither knows it: they show ``Changes``.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from poolkit.errors import PoolValueError
+from poolkit.files import write_whole
+from poolkit.optimization.records import Changes
 from poolkit.optimization.sites import Swap
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 #: The version of the JSON; it changes when a key changes its meaning or goes.
 JSON_VERSION = 1
 
-#: ``swapped``: poolkit's module is in place. ``kept``: it was tried and torch's is better.
-#: ``skipped``: it was not tried.
-Status = Literal["swapped", "kept", "skipped"]
-
 
 @dataclass
-class LayerChange:
-    """One pooling of the model: what was done, or why not.
+class OptimizeReport(Changes):
+    """Every pooling of a model with what was done.
 
-    ``error`` is the largest difference of outputs and gradients, in absolute terms; times are
-    medians in milliseconds over all the calls of the layer in one run of the model.
+    ``print(report)`` shows the table, ``to_json()`` writes it down. Of the module tier,
+    ``restore()`` takes all of it back; of the graph tier, ``program`` is the result, whose
+    ``module()`` runs and compiles, and ``save(path)`` writes it.
     """
 
-    name: str
-    before: str
-    after: str
-    status: Status
-    reason: str
-    error: float | None = None
-    before_ms: float | None = None
-    after_ms: float | None = None
-    speedup: float | None = None
-    aliases: list[str] = field(default_factory=list)
-
-
-@dataclass
-class OptimizeReport:
-    """Every pooling of a model with what was done; ``restore()`` takes all of it back.
-
-    ``before_ms`` and ``after_ms`` are the whole model's, interleaved medians; None if nothing
-    was swapped or nothing was timed. ``error`` is the largest difference of the model's outputs.
-    """
-
-    model_name: str
-    layers: list[LayerChange]
-    threads: int
-    dry_run: bool = False
-    before_ms: float | None = None
-    after_ms: float | None = None
-    speedup: float | None = None
-    error: float | None = None
-    note: str = ""
     swaps: Sequence[Swap] = field(default=(), repr=False)
-
-    @property
-    def swapped(self) -> list[LayerChange]:
-        """The layers that poolkit runs now (in a dry run: would run)."""
-        return [layer for layer in self.layers if layer.status == "swapped"]
+    program: ExportedProgram | None = field(default=None, repr=False)
 
     def restore(self) -> None:
         """Put torch's modules back in place. Calling it again changes nothing."""
         for swap in self.swaps:
             swap.undo()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the program of the graph tier (``.pt2``), whole or not at all; returns the path.
+
+        Who loads it needs poolkit's operators: ``import poolkit.nn`` before
+        ``torch.export.load(path).module()``.
+
+        Raises:
+            PoolValueError: there is no program, or the file cannot be written.
+        """
+        if self.program is None:
+            raise PoolValueError(
+                "there is no program to save" + (" after a dry run" if self.dry_run else ""),
+                "Optimise with tier='graph', and without dry_run",
+            )
+        import torch
+
+        path, stream = Path(path), io.BytesIO()
+        torch.export.save(self.program, stream)
+        write_whole(path, stream.getvalue())
+        return path
 
     def __str__(self) -> str:
         """The table, as plain text."""
@@ -79,8 +75,12 @@ class OptimizeReport:
         return {
             "version": JSON_VERSION,
             "model": self.model_name,
+            "tier": self.tier,
             "threads": self.threads,
             "dry_run": self.dry_run,
+            "model_ms": self.model_ms,
+            "share": self.share,
+            "limit": self.limit,
             "before_ms": self.before_ms,
             "after_ms": self.after_ms,
             "speedup": self.speedup,

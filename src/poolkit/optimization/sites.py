@@ -81,6 +81,11 @@ def reason_not_to_replace(model: nn.Module, module: nn.Module) -> str:
     if not is_poolkits(module) and POOLING_CLASSES.get(cls.__name__) is not cls:
         base = next((b.__name__ for b in cls.__mro__ if b in POOLING_CLASSES.values()), "")
         return f"{cls.__name__} is a class of its own over {base} and may do more than {base}"
+    return reason_not_to_move(model, module)
+
+
+def reason_not_to_move(model: nn.Module, module: nn.Module) -> str:
+    """Why nothing can be put in the place of a module, whatever it is; empty if something can."""
     if module is model:
         return "the model is this pooling itself; there is no parent to swap it in"
     if "forward" in vars(module):

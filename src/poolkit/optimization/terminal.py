@@ -8,13 +8,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from poolkit.inspection.terminal import plain_table
-from poolkit.inspection.wording import human_ms
-from poolkit.optimization.report import OptimizeReport
+from poolkit.inspection.wording import human_count, human_ms, human_share
+from poolkit.optimization.records import Changes
 
 _STYLES = {"swapped": "bold green", "kept": "yellow", "skipped": "dim"}
 
 
-def lines(report: OptimizeReport) -> Iterator[RenderableType]:
+def lines(report: Changes) -> Iterator[RenderableType]:
     """What to print of a report, piece by piece."""
     if not report.layers:
         yield Text(f"{report.model_name} has no pooling that runs on this input.")
@@ -28,6 +28,8 @@ def lines(report: OptimizeReport) -> Iterator[RenderableType]:
         for alias in layer.aliases:
             name.append(f"\nalso {alias}", "not bold dim")
         name.append(f"\n{layer.before}", "not bold")
+        if layer.status == "swapped":
+            name.append(f"\nnow {layer.after}", "not bold")
         table.add_row(
             name,
             Text.assemble((layer.status, _STYLES[layer.status]), f"\n{layer.reason}"),
@@ -39,12 +41,27 @@ def lines(report: OptimizeReport) -> Iterator[RenderableType]:
     yield Text("")
     verb = "would be swapped (dry run)" if report.dry_run else "swapped for poolkit's"
     yield Text(f"{len(report.swapped)} of {len(report.layers)} {verb}.")
+    if report.share is not None:
+        yield Text(_share(report))
     if report.before_ms is not None and report.speedup is not None:
+        whole = "Whole model" if report.tier == "module" else "Whole exported program"
         yield Text(
-            f"Whole model: {human_ms(report.before_ms)} → {human_ms(report.after_ms)}, "
-            f"{report.speedup:.2f} times as fast, {report.threads} "
-            f"thread{'' if report.threads == 1 else 's'}; "
+            f"{whole}: {human_ms(report.before_ms)} → {human_ms(report.after_ms)}, "
+            f"{report.speedup:.2f} times as fast, {human_count(report.threads, 'thread')}; "
             f"largest error of its outputs {report.error:.2g}."
         )
     if report.note:
         yield Text(report.note[:1].upper() + report.note[1:] + ".")
+
+
+def _share(report: Changes) -> str:
+    """How much there was to gain."""
+    text = (
+        f"These layers take {human_share(report.share)} of the model's {human_ms(report.model_ms)}"
+    )
+    if report.limit is None:
+        return f"{text}."
+    return (
+        f"{text}: whatever is done to them, it cannot become more than {report.limit:.2f} times as "
+        "fast."
+    )

@@ -567,13 +567,7 @@ def chain(x: Tensor, window: Window, levels: int) -> Tensor:
     if _runs_at_once(x):
         plan = ops.plan_of(repr(window), "Max()", x.shape[-2:], x.dtype)
         if plan.native is not None:
-            *images, channels, height, width = x.shape
-            out = x.new_empty((*images, (1 + levels) * channels, height, width))
-            plan.native.chain(
-                x.data_ptr(), out.data_ptr(), images[0] if images else 1, channels, levels,
-                num_threads(),
-            )  # fmt: skip
-            return out
+            return ops.chain_on_cpu(x, repr(window), levels)
     return chain_by_levels(x, window, levels)
 
 

@@ -15,10 +15,14 @@ three for values that are activated while they are pooled,
     spread_activated     `spread`, and what comes back through the activation
     activation_backward  what comes back through an activation
 
-and two that are made of whole-array operations, for every reduction and every device:
+two that are made of whole-array operations, for every reduction and every device,
 
     pool_backward   the gradient of `pool`
     locate          the flat spatial position of each value (max and min)
+
+and one of exported graphs that are optimised for inference, without a gradient:
+
+    chain           a max pooling of its own result, all results joined in one pass
 
 Windows and reductions travel as their recipes. The spatial axes are the last `ndim` ones; any
 number may be in front.
@@ -76,6 +80,7 @@ _library.define(
 )
 _library.define("activation_backward(Tensor grad, Tensor x, str activation) -> Tensor")
 _library.define("locate(Tensor x, str window, str reduction, int ndim) -> Tensor")
+_library.define("chain(Tensor x, str window, int levels) -> Tensor")
 
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -118,6 +123,29 @@ def pool_on_cpu(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
 def _pool_composite(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     plan = plan_of(window, reduction, x.shape[x.ndim - ndim :], x.dtype)
     return laid_out_like(x, composite(x, plan.axes, plan.reduction), ndim)
+
+
+def chain_on_cpu(x: Tensor, window: str, levels: int) -> Tensor:
+    """The chain in one pass over each plane of (N, C, H, W) or (C, H, W)."""
+    plan = _plan_of(window, "Max()", x.shape[-2:], x.dtype)
+    x = x.contiguous()
+    *images, channels, height, width = x.shape
+    out = x.new_empty((*images, (1 + levels) * channels, height, width))
+    native_of(plan).chain(
+        x.data_ptr(), out.data_ptr(), images[0] if images else 1, channels, levels,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+@torch.library.impl(_library, "chain", "CompositeExplicitAutograd")
+def _chain(x: Tensor, window: str, levels: int) -> Tensor:
+    if x.is_cpu and _plan_of(window, "Max()", x.shape[-2:], x.dtype).native is not None:
+        return chain_on_cpu(x, window, levels)
+    parts = [x]
+    for _ in range(levels):
+        parts.append(torch.ops.poolkit.pool.default(parts[-1], window, "Max()", 2))
+    return torch.cat(parts, dim=-3)
 
 
 @contextmanager
@@ -301,6 +329,12 @@ def _pool_fake(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
     return empty_like_layout(x, ndim, _output(seen, x, ndim), result, behind)
 
 
+@torch.library.register_fake("poolkit::chain", lib=_library)
+def _chain_fake(x: Tensor, window: str, levels: int) -> Tensor:
+    *images, channels, height, width = x.shape
+    return x.new_empty((*images, (1 + levels) * channels, height, width))
+
+
 def _code_bytes(window: Window, spatial: Sequence[Any], spare: int = 0) -> int:
     """Bytes of a position code: 1 for windows of up to 256 positions, 2 up to 65536, else 4; less
     the spare ones, which are no positions.
@@ -394,6 +428,13 @@ def _pool_vmap(
 ) -> tuple[Tensor, int]:
     x = to_front(x, axes[0], info.batch_size)
     return torch.ops.poolkit.pool.default(x, window, reduction, ndim), 0
+
+
+@torch.library.register_vmap("poolkit::chain", lib=_library)
+def _chain_vmap(info: Any, axes: Any, x: Tensor, window: str, levels: int) -> tuple[Tensor, int]:
+    x = to_front(x, axes[0], info.batch_size)
+    whole = torch.ops.poolkit.chain.default(x.reshape(-1, *x.shape[-3:]), window, levels)
+    return whole.reshape(*x.shape[:-3], *whole.shape[-3:]), 0
 
 
 @torch.library.register_vmap("poolkit::pool_positions", lib=_library)

@@ -1,0 +1,224 @@
+"""Which activation modules stand right before a pooling, and nowhere else: proven on a run.
+
+Joining the two is allowed only where the value between them goes nowhere else. A run shows who
+reads it: each function of torch that takes it counts as a use, as does the model's output; and
+whoever keeps it shows in that it is still alive after the run. A model may do other things when it
+is trained (an auxiliary head), so the same must be seen in training mode.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from poolkit.errors import PoolError
+from poolkit.inspection.trace import calling_line, tensors_in
+from poolkit.optimization.elementwise import activation_of, is_activation
+from poolkit.optimization.equality import fixed_randomness
+from poolkit.optimization.sites import POOLING_CLASSES, reason_not_to_move
+from poolkit.optimization.trial import Task
+
+#: Questions about a tensor that do not look at its values.
+_QUESTIONS = {
+    "__get__", "size", "dim", "ndimension", "numel", "nelement", "stride", "element_size",
+    "is_contiguous", "is_floating_point", "is_complex", "storage_offset", "get_device", "__len__",
+    "__hash__",
+}  # fmt: skip
+_UNTRAINED = "the model does not run in training mode on this input, where the same must hold"
+
+
+@dataclass(eq=False)
+class _Value:
+    """What an activation made, and who read it."""
+
+    activation: nn.Module | None  # None: a function of this name
+    name: str
+    source: str
+    input: torch.Tensor | None
+    alive: weakref.ref[torch.Tensor]
+    readers: list[nn.Module | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The activation before a pooling.
+
+    ``inputs`` are its inputs, call by call; ``reason`` says why the two cannot be joined.
+    """
+
+    name: str
+    activation: nn.Module | None = None
+    inputs: tuple[torch.Tensor, ...] = ()
+    reason: str = ""
+
+
+def neighbours(task: Task) -> dict[int, Neighbour]:
+    """The activation before each pooling module that has one, by the ``id`` of the module."""
+    found = _seen(task)
+    if all(neighbour.reason for neighbour in found.values()):
+        return found
+    try:
+        with in_training_mode(task.model), fixed_randomness():
+            trained = _seen(task)
+    except (PoolError, NotImplementedError):  # the latter of a part that was exported
+        return {
+            key: replace(neighbour, reason=neighbour.reason or _UNTRAINED)
+            for key, neighbour in found.items()
+        }
+    return {
+        key: neighbour if neighbour.reason else _in_both(neighbour, trained.get(key))
+        for key, neighbour in found.items()
+    }
+
+
+def _in_both(neighbour: Neighbour, trained: Neighbour | None) -> Neighbour:
+    if trained is None or trained.activation is not neighbour.activation:
+        return replace(neighbour, reason="in training mode something else is pooled")
+    if trained.reason:
+        return replace(neighbour, reason=f"in training mode {trained.reason}")
+    return neighbour
+
+
+@contextmanager
+def in_training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode inside; after it modes and buffers are as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        model.train()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for owner, name, buffer, value in buffers:
+                owner[name] = buffer.copy_(value)
+
+
+def _seen(task: Task) -> dict[int, Neighbour]:
+    """What one run in the mode that the model is in shows."""
+    watch = _Watch()
+    with torch.no_grad(), watch.hooks(), watch:
+        output = task.forward()
+        for tensor in tensors_in(output):
+            watch.read(tensor, None)
+    del output
+    watch.made.clear()
+    if any(value.alive() is not None for value in watch.values):
+        gc.collect()
+    names = {id(module): name for name, module in task.model.named_modules()}
+    return {
+        key: _neighbour(task.model, module, before, watch.values, names)
+        for key, (module, before) in watch.pooled.items()
+        if any(value is not None for value in before)
+    }
+
+
+def _neighbour(
+    model: nn.Module,
+    pooling: nn.Module,
+    before: Sequence[_Value | None],
+    values: Sequence[_Value],
+    names: dict[int, str],
+) -> Neighbour:
+    first = next(value for value in before if value is not None)
+    activation = first.activation
+    if activation is None:
+        where = f" ({first.source})" if first.source else ""
+        return Neighbour(first.name, reason=f"it is called as a function{where}")
+    name = names.get(id(activation), first.name)
+    own = [value for value in values if value.activation is activation]
+    reason = ""
+    if any(value is None or value.activation is not activation for value in before):
+        reason = "not all that is pooled comes from it"
+    elif getattr(pooling, "return_indices", False):
+        reason = "the pooling returns indices"
+    elif any(value.readers != [pooling] for value in own):
+        reason = "its result is used elsewhere too"
+    elif any(value.alive() is not None for value in own):
+        reason = "its result is kept after the run"
+    else:
+        reason = reason_not_to_move(model, activation)
+    inputs = tuple(value.input for value in own if value.input is not None)
+    return Neighbour(name, activation, inputs, reason)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees which module reads what an activation has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[_Value] = []
+        self.made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.pooled: dict[int, tuple[nn.Module, list[_Value | None]]] = {}
+        self.stack: list[tuple[nn.Module, torch.Tensor | None]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        out = func(*args, **kwargs)
+        # Some attributes are tensors, such as `data`: whoever asks for them can read the values.
+        if name not in _QUESTIONS or any(True for _ in tensors_in(out)):
+            for tensor in tensors_in((args, kwargs)):
+                self.read(tensor, self.stack[-1][0] if self.stack else None)
+        if isinstance(out, torch.Tensor) and is_activation(name):
+            self._make(None, name.rstrip("_"), None, out)
+        return out
+
+    def read(self, tensor: torch.Tensor, reader: nn.Module | None) -> None:
+        value = self.made.get(tensor)
+        if value is not None:
+            value.readers.append(reader)
+
+    def _make(
+        self, activation: nn.Module | None, name: str, x: torch.Tensor | None, out: torch.Tensor
+    ) -> None:
+        value = _Value(activation, name, calling_line(), x, weakref.ref(out))
+        self.values.append(value)
+        self.made[out] = value
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """The hooks are global, so the model's own are not touched."""
+        modules = nn.modules.module
+        handles = [
+            modules.register_module_forward_pre_hook(self._enter),
+            modules.register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        x = next(tensors_in(args), None)
+        before = None
+        if x is not None and activation_of(module) is not None:
+            before = x.detach().clone()  # it may be overwritten in place
+        if x is not None and type(module) in POOLING_CLASSES.values():
+            self.pooled.setdefault(id(module), (module, []))[1].append(self.made.get(x))
+        self.stack.append((module, before))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.stack or self.stack[-1][0] is not module:
+            return  # the model itself failed half way
+        before = self.stack.pop()[1]
+        if before is not None and isinstance(output, torch.Tensor):
+            self._make(module, type(module).__name__, before, output)

@@ -1,0 +1,110 @@
+"""A model as an exported program, for batches of any size where it allows them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from poolkit.errors import PoolError, PoolValueError
+from poolkit.inspection.exported import ExportedModel
+from poolkit.inspection.trace import run_model
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_batch: bool,
+    dynamic_shapes: Any,
+) -> tuple[ExportedProgram, str]:
+    """The program, and why its batches have one size although any was asked for.
+
+    Raises PoolValueError if the model cannot be exported.
+    """
+    if isinstance(model, ExportedModel):
+        return copy_of(model.program), ""
+    given = dict(kwargs)
+    if dynamic_shapes is not None or not dynamic_batch:
+        return _exported(model, args, given, dynamic_shapes), ""
+    two, two_given = of_two(args), of_two(given)
+    try:
+        program = _exported(model, two, two_given, batch_axes(two, two_given, Dim.AUTO))
+        run_model(program.module(), args, given)
+    except PoolError as error:
+        return (
+            _exported(model, args, given, None),
+            f"the program takes batches of this size only: {error}".rstrip("."),
+        )
+    fixed = "" if program.range_constraints else "the program takes batches of this size only"
+    return program, fixed
+
+
+def copy_of(program: ExportedProgram) -> ExportedProgram:
+    """A program with a graph of its own and the same weights."""
+    graph = copy.deepcopy(program.graph)
+    for node, twin in zip(program.graph.nodes, graph.nodes, strict=True):
+        twin.name = node.name  # inputs named as Python's own functions get another name
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def _exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's, of what nobody asked for
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    except PoolError:
+        raise
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise PoolValueError(
+            f"the model cannot be exported: {type(error).__name__}: {first}".rstrip("."),
+            "What is exported may not depend on values; tier='module' takes any model",
+        ) from error
+
+
+def of_two(values: Any) -> Any:
+    """Batches of one repeated: of an axis of length 1 a tracer does not believe that it varies."""
+    if isinstance(values, torch.Tensor):
+        return torch.cat([values, values]) if values.ndim and values.shape[0] == 1 else values
+    if isinstance(values, dict):
+        made: Any = {key: of_two(value) for key, value in values.items()}
+        return made if any(made[key] is not values[key] for key in values) else values
+    if isinstance(values, tuple | list):
+        parts = [of_two(value) for value in values]
+        same = all(a is b for a, b in zip(parts, values, strict=True))
+        return values if same else type(values)(parts)
+    return values
+
+
+def batch_axes(args: tuple[Any, ...], kwargs: Mapping[str, Any], length: Any) -> Any:
+    """``dynamic_shapes`` of `torch.export.export` in which the first axis of every tensor has a
+    ``length`` of its own: the tracer finds out which of them must agree."""
+
+    def axes(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {0: length} if value.ndim else None
+        if isinstance(value, dict):
+            return {key: axes(part) for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(map(axes, value))
+        return None
+
+    return (*map(axes, args), *map(axes, kwargs.values()))
