@@ -88,7 +88,7 @@ def test_what_a_model_costs():
     assert draft.activations == 4 * values
     assert draft.outputs == [[1, 4]]
     # 3, then 3 + 1, then 4 + 2 * 2
-    assert (draft.sees, draft.jump) == ([8, 8], [2, 2])
+    assert (draft.last_map, draft.sees, draft.jump) == ([4, 4], [8, 8], [2, 2])
 
 
 def test_a_batch_counts_as_often_as_it_is_large():
@@ -193,6 +193,36 @@ def test_a_layer_that_runs_elsewhere_too_is_not_given_bins():
 
     dense = rows(site(advise(Shared(), "1x1x8x8"), "pool"))["stride 1, dilation behind"]
     assert "head (Linear) depends on the number of positions" in dense.problem
+
+
+def test_networks_beside_each_other_are_left_alone():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = flat(), flat()
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.one(x), self.two(x)
+
+    dense = rows(site(advise(Two(), "1x1x8x8"), "two.1"))["stride 1, dilation behind"]
+    assert dense.changes.endswith("; averaged to 4×4 before two.3, which stays")
+
+
+def test_branches_that_meet_lose_their_strides_together():
+    class Reduction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(2, 3, 3, 2, 1), nn.MaxPool2d(3, 2, 1)
+            self.last = nn.Conv2d(5, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.cat([self.conv(x), self.pool(x)], 1))
+
+    advice = advise(Reduction(), "1x2x16x16")
+    dense = rows(site(advice, "pool"))["stride 1, dilation behind"]
+    assert dense.changes.endswith("; together with conv")
+    # 16x16 positions instead of 8x8, in both convolutions
+    assert found_difference(advice, dense) == (0, 192 * (3 * 2 * 9 + 4 * 5 * 9))
 
 
 # --- against models that were really built -------------------------------------------------------
@@ -429,6 +459,7 @@ def test_inputs_are_sizes_tensors_tuples_and_dicts():
     ):
         assert advise(Two(), given).to_dict() == expected.to_dict()
     assert sized("2x3").is_meta
+    assert small_advice().to_dict() == advise(small(), (1, 3, 8, 8)).to_dict()
 
 
 def test_parts_of_poolkits_modules_are_shown_and_left_alone():
@@ -466,6 +497,7 @@ class Locked(nn.MaxPool2d):
         (small(), "1x3x8x8:float12", PoolTypeError, "there is no dtype 'float12'"),
         (small(), "1x5x8x8", PoolValueError, "the model raised on input float32[1, 5, 8, 8]"),
         (small(), "1x3x1x1", PoolValueError, "the model raised on input float32[1, 3, 1, 1]"),
+        (torch.jit.ScriptModule(), "1x1x8x8", PoolTypeError, "got ScriptModule"),
         (Locked(), "1x1x8x8", PoolValueError, "Locked cannot be copied"),
     ],
 )
@@ -541,7 +573,7 @@ def test_json_has_a_version_and_everything():
         "name", "changes", "draft", "problem", "literature",
     }  # fmt: skip
     assert set(data["draft"]) == {
-        "parameters", "multiply_adds", "activations", "outputs", "sees", "jump",
+        "parameters", "multiply_adds", "activations", "outputs", "last_map", "sees", "jump",
     }  # fmt: skip
 
 

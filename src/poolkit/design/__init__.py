@@ -6,7 +6,7 @@
 >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
 >>> advice = advise(model, torch.Size([1, 3, 32, 32]))
 >>> [(site.name, site.sees, site.jump) for site in advice.sites]
-[('2', [4, 4], [2.0, 2.0])]
+[('2', [4, 4], [2, 2])]
 """
 
 from poolkit.design.advising import advise

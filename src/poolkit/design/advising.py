@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from poolkit.design.alternatives import Proposal, fit_heads, proposals
 from poolkit.design.calls import calls_as_modules
@@ -36,9 +37,9 @@ def advise(
 
     Args:
         model: any module. It is not changed.
-        inputs: a tensor, or a tuple or list of the positional arguments of ``forward``; a
-            `torch.Size`, or a text such as ``"1x3x224x224"`` or ``"1x128:int64"``, stands for a
-            tensor of that size. A dict is the keyword arguments.
+        inputs: a size, as ``"1x3x224x224"``, ``"1x128:int64"``, a `torch.Size` or a tuple of
+            integers; a tensor; or a tuple or list of the positional arguments of ``forward``, in
+            which sizes (no plain tuples) stand for tensors. A dict is the keyword arguments.
         kwargs: more keyword arguments of ``forward``.
         name: what to call the model; its class by default.
         progress: called with what is being tried, how many are done, and of how many.
@@ -63,7 +64,7 @@ def advise(
     [('global average', -256), ('global max', -256), ('pyramid 4×4, 2×2, 1×1', 384)]
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile made cannot be altered
-    if not isinstance(model, nn.Module) or isinstance(model, ExportedModel):
+    if not isinstance(model, nn.Module) or isinstance(model, ExportedModel | ScriptModule):
         raise PoolTypeError(
             f"alternatives are built from a torch.nn.Module, got {type(model).__name__}",
             "Give the module itself",

@@ -32,6 +32,7 @@ from poolkit.design.paper import Paper
 from poolkit.design.sites import Subject
 from poolkit.errors import PoolValueError
 from poolkit.inspection.downsampling import dropped
+from poolkit.inspection.trace import Step
 from poolkit.inspection.wording import human_shape
 from poolkit.reductions import Max, Mean, inner_of
 from poolkit.vision.registry import POOLS
@@ -101,7 +102,7 @@ def _for_window(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposa
         )  # fmt: skip
     yield from _overlapping(subject, kernel, stride)
     yield from _in_ceil_mode(subject)
-    yield _dense(subject, stride, [subject], others)
+    yield _dense(subject, stride, others)
     if n == 2:
         yield Proposal(
             "earlier", f"before the convolution before it, which runs on 1/{prod(stride)} of the "
@@ -168,21 +169,43 @@ def _in_ceil_mode(subject: Subject) -> Iterator[Proposal]:
         )  # fmt: skip
 
 
-def _dense(
-    subject: Subject, stride: Sequence[int], peers: Sequence[Subject], others: Sequence[Subject]
-) -> Proposal:
-    """The strides of some sites, which stand beside each other, turned into dilation."""
-    changes = f"maps behind it are {prod(stride)} times as large; each value sees as much as before"
-    if also := [peer.place for peer in peers if peer.place != subject.place]:
+def _dense(subject: Subject, stride: Sequence[int], others: Sequence[Subject]) -> Proposal:
+    """The stride turned into dilation, and those of the branches that it meets again."""
+    behind = _behind(subject.step)
+    also = [other.place for other in others if _meets(subject, other, behind)]
+    heads = [other for other in others if other.site.kind == "head" and other.step in behind]
+    changes = (
+        f"maps behind it are about {prod(stride)} times as large; each value sees as much as before"
+    )
+    if also:
         changes += f"; together with {', '.join(also)}"
-    heads = [other for other in others if other.site.kind == "head"]
     for head in heads:
         changes += f"; averaged to {human_shape(head.space)} before {head.place}, which stays"
     return Proposal(
         "stride 1, dilation behind", changes,
-        partial(_undo_strides, [peer.place for peer in peers], heads),
+        partial(_undo_strides, [subject.place, *also], heads),
         ("dilation",), same_shape=False,
     )  # fmt: skip
+
+
+def _behind(step: Step) -> set[Step]:
+    """All calls that read what a call has made, or what was made from it."""
+    found: set[Step] = set()
+    waiting = [step]
+    while waiting:
+        news = {reader for reader in waiting.pop().consumers if reader.operation != "output"}
+        waiting.extend(news - found)
+        found |= news
+    return found
+
+
+def _meets(subject: Subject, other: Subject, behind: set[Step]) -> bool:
+    """Whether a site stands beside another, in a branch that joins the other's."""
+    same = (other.space, other.site.out_shape[2:]) == (subject.space, subject.site.out_shape[2:])
+    if not same or other.place == subject.place or other.site.kind not in ("window", "convolution"):
+        return False
+    after = _behind(other.step)
+    return other.step not in behind and subject.step not in after and not behind.isdisjoint(after)
 
 
 # --- strided convolutions ------------------------------------------------------------------------
@@ -208,13 +231,7 @@ def _for_convolution(subject: Subject, others: Sequence[Subject]) -> Iterator[Pr
             "average, then stride 1", "every position is read, by the average",
             partial(_averaged_first, subject, size),
         )  # fmt: skip
-    beside = [
-        other
-        for other in others
-        if other.site.kind == "convolution"
-        and (other.space, other.site.out_shape[2:]) == (subject.space, subject.site.out_shape[2:])
-    ]
-    yield _dense(subject, stride, beside, others)
+    yield _dense(subject, stride, others)
 
 
 # --- global poolings, bins and heads -------------------------------------------------------------
@@ -306,8 +323,8 @@ def _undo_strides(
 ) -> nn.Module:
     for head in heads:
         # What is flattened must not grow: bins as many as there were positions go before it.
-        before = model.get_submodule(head.step.producers[0].name)
         where = head.step.producers[0].name
+        before = model.get_submodule(where)
         if head.lone and not any(True for _ in before.children()):
             put(model, before, nn.Sequential(before, nn.AdaptiveAvgPool2d(head.space)))
             names = [f"{name}.0" if name == where else name for name in names]

@@ -85,7 +85,7 @@ In Python, `poolkit.advise(model, "1x3x224x224")` has the same in `sites`:
 >>> advice = poolkit.advise(model, "1x3x33x33")
 >>> pool, head = advice.sites
 >>> pool.sees, pool.jump, pool.unseen
-([4, 4], [2.0, 2.0], [[0, 1], [0, 1]])
+([4, 4], [2, 2], [[0, 1], [0, 1]])
 >>> {row.name: row.draft.parameters - advice.draft.parameters for row in head.alternatives}
 {'global average': -7168, 'global max': -7168, 'pyramid 4×4, 2×2, 1×1': -6528}
 

@@ -22,7 +22,7 @@ from poolkit.design.records import Draft
 from poolkit.errors import PoolError, PoolTypeError, PoolValueError
 from poolkit.inspection.dataflow import View
 from poolkit.inspection.inspector import evaluating
-from poolkit.inspection.trace import Run, follow, tensors_in
+from poolkit.inspection.trace import Run, Step, follow, tensors_in
 from poolkit.optimization.equality import fixed_randomness
 
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
@@ -111,15 +111,16 @@ class Paper:
     def draft(self, model: nn.Module) -> tuple[Draft, Run]:
         """What a copy costs, and what its last map sees."""
         run, multiply_adds = self.run(model)
-        last = _last_map(run)
+        step, view = _last_map(run) or (None, None)
         return (
             Draft(
                 parameters=parameters(model),
                 multiply_adds=multiply_adds,
                 activations=run.made,
                 outputs=[list(x.shape) for x in tensors_in(run.output)],
-                sees=[axis.seen() for axis in last.axes] if last else None,
-                jump=[round(axis.sees.jump, 4) for axis in last.axes] if last else None,
+                last_map=[step.shape[dim] for dim in view.dims] if step and view else None,
+                sees=[axis.seen() for axis in view.axes] if view else None,
+                jump=[round(axis.sees.jump, 4) for axis in view.axes] if view else None,
             ),
             run,
         )
@@ -151,11 +152,11 @@ def _like(weight: torch.Tensor) -> torch.Tensor:
     return new
 
 
-def _last_map(run: Run) -> View | None:
-    """What the values of the last map see: the last of which more than one position is left, before
-    bins, which see whatever the size asks for."""
-    views = (
-        step.view
+def _last_map(run: Run) -> tuple[Step, View] | None:
+    """The last map that has more than one position, and what its values see; before bins, which
+    see whatever the size asks for."""
+    maps = (
+        (step, step.view)
         for step in reversed(run.steps)
         if step.view is not None
         and step.view.features
@@ -164,23 +165,31 @@ def _last_map(run: Run) -> View | None:
         and len(step.view.dims) == len(step.view.axes)
         and max(step.shape[dim] for dim in step.view.dims) > 1
     )
-    return next(views, None)
+    return next(maps, None)
 
 
 def sized(inputs: Any) -> Any:
     """Inputs with a tensor in the place of each `torch.Size` and each text such as 1x3x224x224.
 
+    A tuple of integers alone is a size, too.
+
     >>> sized("2x8:int64").dtype, sized([torch.Size([1, 3, 8, 8])])[0].shape
     (torch.int64, torch.Size([1, 3, 8, 8]))
     """
+    if isinstance(inputs, tuple | list) and inputs and all(type(side) is int for side in inputs):
+        return torch.empty(inputs, device="meta")
+    return _sized(inputs)
+
+
+def _sized(inputs: Any) -> Any:
     if isinstance(inputs, torch.Size):
         return torch.empty(inputs, device="meta")
     if isinstance(inputs, str):
         return read_size(inputs)
     if isinstance(inputs, tuple | list):
-        return type(inputs)(sized(value) for value in inputs)
+        return type(inputs)([_sized(value) for value in inputs])
     if isinstance(inputs, dict):
-        return {key: sized(value) for key, value in inputs.items()}
+        return {key: _sized(value) for key, value in inputs.items()}
     return inputs
 
 

@@ -41,14 +41,16 @@ class Draft:
         activations: bytes of all tensors that a forward makes, each once; views and what is
             changed in place make none.
         outputs: shapes of what the model returns.
-        sees, jump: of the last map: input positions that one of its values sees, never more than
-            there are, and input positions between neighbours; None if nothing has a map.
+        last_map: the sides of the last map; None if nothing has one.
+        sees, jump: of that map: input positions that one of its values sees, never more than there
+            are, and input positions between neighbours.
     """
 
     parameters: int
     multiply_adds: int
     activations: int
     outputs: list[list[int]]
+    last_map: list[int] | None
     sees: list[int] | None
     jump: list[float] | None
 

@@ -131,9 +131,15 @@ def _table(rows: list[Alternative], was: Draft, numbers: dict[str, int]) -> Tabl
             signed(draft.activations - was.activations, human_bytes),
             human_shape(draft.sees) if draft.sees and draft.sees != was.sees else "",
             _jump(draft.jump) if draft.jump and draft.jump != was.jump else "",
-            Text.assemble(row.changes, (cited, "dim")),
+            Text.assemble(row.changes, _resized(draft, was), (cited, "dim")),
         )
     return table
+
+
+def _resized(draft: Draft, was: Draft) -> str:
+    if draft.last_map is None or draft.last_map == was.last_map:
+        return ""
+    return f"; last map {human_shape(draft.last_map)}"
 
 
 def signed(difference: int, human: Callable[[int], str]) -> str:
