@@ -324,8 +324,9 @@ def test_rows_that_are_dropped_add_up():
     texts = [claim.text for claim in second.claims]
     assert "Nothing from here on sees the last 3 rows of the input (20 %)." in texts
     assert any("the last 1 of 7 rows are in none" in text for text in texts)
-    problem = rows(second)["ceil mode"].problem
-    assert problem.startswith("the model would return [[1, 1, 4, 4]] instead of [[1, 1, 3, 4]]")
+    kept = rows(second)["ceil mode"]
+    assert kept.draft.outputs == [[1, 1, 4, 4]]
+    assert kept.changes == ("nothing is dropped; gives 4×4, not 3×4; the model returns 1×1×4×4")
 
 
 def test_a_field_larger_than_the_input_is_all_of_it():
@@ -506,6 +507,25 @@ def test_errors(model, inputs, error, message):
         advise(model, inputs)
     assert isinstance(raised.value, PoolError)
     assert message in str(raised.value)
+
+
+def test_what_has_to_change_with_an_alternative_is_said():
+    row = rows(site(advise(flat(), "1x1x9x9"), "1"))["ceil mode"]
+    assert row.changes == "nothing is dropped; gives 5×5, not 4×4; 3 reads 100 values, not 64"
+    assert row.draft.parameters == 4 * 9 + 4 + 5 * 100 + 5
+
+
+def test_what_is_returned_may_differ_in_the_size_of_maps_alone():
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 4, 1), nn.MaxPool2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.pool(self.conv(x)).flatten(1)
+
+    row = rows(site(advise(Summed(), "1x1x9x9"), "pool"))["ceil mode"]
+    assert row.problem == "the model would return [[1, 100]] instead of [[1, 64]]."
 
 
 def test_what_cannot_be_built_says_why():

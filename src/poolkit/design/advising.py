@@ -9,15 +9,17 @@ from typing import Any
 from torch import nn
 from torch.jit import ScriptModule
 
-from poolkit.design.alternatives import Proposal, fit_heads, proposals
+from poolkit.design.alternatives import Proposal, fitted_heads, proposals
 from poolkit.design.calls import calls_as_modules
 from poolkit.design.literature import EFFECTIVE_FIELD, LITERATURE
 from poolkit.design.paper import Paper, sized
 from poolkit.design.records import Advice, Alternative, Draft
+from poolkit.design.sites import Subject
 from poolkit.errors import PoolError, PoolTypeError, PoolValueError
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.inspector import arguments_of
-from poolkit.inspection.trace import describe_tensor, tensors_in
+from poolkit.inspection.trace import Run, describe_tensor, tensors_in
+from poolkit.inspection.wording import human_shape
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,7 +83,7 @@ def advise(
     for subject, rows in zip(shown, tried, strict=True):
         for proposal in rows:
             tell(f"{subject.name}: {proposal.name}", done, total)
-            row = _try(paper, base, proposal, base_draft)
+            row = _try(paper, base, subject, proposal, base_draft)
             subject.site.alternatives.append(row)
             cited.update(row.literature)
             done += 1
@@ -111,18 +113,46 @@ def _by_position(
     return bound.args, bound.kwargs
 
 
-def _try(paper: Paper, base: nn.Module, proposal: Proposal, was: Draft) -> Alternative:
+def _try(
+    paper: Paper, base: nn.Module, subject: Subject, proposal: Proposal, was: Draft
+) -> Alternative:
     """Build it in a copy, and count; or say why it cannot be built."""
+    changes = proposal.changes
     try:
         model = paper.copy(base)
         with paper.open():
             model = proposal.build(model, paper)
-        hooks = fit_heads(model) if proposal.fits_head else []
-        draft, _ = paper.draft(model)
-        for hook in hooks:
-            hook.remove()
-        if proposal.same_shape and draft.outputs != was.outputs:
-            raise PoolValueError(f"the model would return {draft.outputs} instead of {was.outputs}")
+        if proposal.denser:
+            draft, _ = paper.draft(model)
+        else:
+            with fitted_heads(model) as fitted:
+                draft, run = paper.draft(model)
+            changes += _consequences(subject, run, fitted)
+            changes += _returned(draft.outputs, was.outputs)
     except PoolError as error:
         return Alternative(proposal.name, proposal.changes, None, str(error))
-    return Alternative(proposal.name, proposal.changes, draft, "", proposal.literature)
+    return Alternative(proposal.name, changes, draft, "", proposal.literature)
+
+
+def _returned(outputs: list[list[int]], before: list[list[int]]) -> str:
+    """What the model then returns. Raises PoolValueError if more differs than the size of maps."""
+    if outputs == before:
+        return ""
+    heads = [[(len(shape), shape[:2]) for shape in shapes] for shapes in (outputs, before)]
+    if heads[0] != heads[1]:
+        raise PoolValueError(f"the model would return {outputs} instead of {before}")
+    return f"; the model returns {', '.join(map(human_shape, outputs))}"
+
+
+def _consequences(subject: Subject, run: Run, fitted: Mapping[str, tuple[int, int]]) -> str:
+    """What had to change with it: the size of its map, and the inputs of linear layers."""
+    found = ""
+    if subject.site.kind in ("window", "convolution"):
+        place, before = subject.place, subject.site.out_shape[2:]
+        there = [s for s in run.steps if s.name == place or s.name.startswith(f"{place}.")]
+        after = list(there[-1].shape[2:]) if there else before
+        if after != before:
+            found += f"; gives {human_shape(after)}, not {human_shape(before)}"
+    for name, (few, many) in fitted.items():
+        found += f"; {name} reads {many} values, not {few}"
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -50,16 +51,15 @@ class Proposal:
         name, changes, literature: as in the `Alternative` that it becomes.
         build: called with a copy of the model and the paper that it is on; returns the altered
             copy.
-        fits_head: whether linear layers behind it may get as many inputs as they then see.
-        same_shape: whether the model must return what it returns now.
+        denser: whether all that is behind gets larger, the output too; else linear layers get as
+            many inputs as they then see.
     """
 
     name: str
     changes: str
     build: Build
     literature: tuple[str, ...] = ()
-    fits_head: bool = False
-    same_shape: bool = True
+    denser: bool = False
 
 
 def proposals(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposal]:
@@ -106,11 +106,11 @@ def _for_window(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposa
     if n == 2:
         yield Proposal(
             "earlier", f"before the convolution before it, which runs on 1/{prod(stride)} of the "
-            "positions", partial(_moved, subject, before=True), fits_head=True,
+            "positions", partial(_moved, subject, before=True),
         )  # fmt: skip
         yield Proposal(
             "later", f"behind the convolution behind it, which runs on {prod(stride)} times the "
-            "positions", partial(_moved, subject, before=False), fits_head=True,
+            "positions", partial(_moved, subject, before=False),
         )  # fmt: skip
 
 
@@ -163,9 +163,8 @@ def _in_ceil_mode(subject: Subject) -> Iterator[Proposal]:
     outputs = ceil.output_shape(subject.space)
     if any(dropped(window, subject.space)) and outputs != window.output_shape(subject.space):
         yield Proposal(
-            "ceil mode", f"nothing is dropped: the map becomes {human_shape(outputs)}",
+            "ceil mode", "nothing is dropped",
             partial(_pooled, subject, ceil, subject.reduction),
-            fits_head=True,
         )  # fmt: skip
 
 
@@ -184,7 +183,7 @@ def _dense(subject: Subject, stride: Sequence[int], others: Sequence[Subject]) -
     return Proposal(
         "stride 1, dilation behind", changes,
         partial(_undo_strides, [subject.place, *also], heads),
-        ("dilation",), same_shape=False,
+        ("dilation",), denser=True,
     )  # fmt: skip
 
 
@@ -248,12 +247,12 @@ def _for_global(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposa
     yield _named(subject, "GeM", "gem", "generalized")
     yield Proposal(
         "pyramid 4×4, 2×2, 1×1", "21 values for each channel instead of 1",
-        partial(_replaced, subject, Choice("spp")), ("pyramid",), fits_head=True,
+        partial(_replaced, subject, Choice("spp")), ("pyramid",),
     )  # fmt: skip
     if max(subject.space) > 1:
         yield Proposal(
             "flattened", f"{prod(subject.space)} values for each channel instead of 1; inputs of "
-            "this size only", partial(_left_out, subject), fits_head=True,
+            "this size only", partial(_left_out, subject),
         )  # fmt: skip
 
 
@@ -434,22 +433,33 @@ def _pooled_head(
     return model
 
 
-def fit_heads(model: nn.Module) -> list[Any]:
-    """Give each linear layer as many inputs as it sees when the model runs. Returns the hooks."""
+@contextmanager
+def fitted_heads(model: nn.Module) -> Iterator[dict[str, tuple[int, int]]]:
+    """Inside, a linear layer that sees another number of inputs than it has gets as many.
 
-    def fit(linear: nn.Module, args: Any) -> None:
+    Gives the names of these, with the number before and after.
+    """
+    fitted: dict[str, tuple[int, int]] = {}
+
+    def fit(name: str, linear: nn.Module, args: Any) -> None:
         assert isinstance(linear, nn.Linear)
         width = args[0].shape[-1]
         if width != linear.in_features:
+            fitted[name] = (linear.in_features, width)
             linear.in_features = width
             weight = torch.zeros(linear.out_features, width, dtype=linear.weight.dtype)
             linear.weight = nn.Parameter(weight)
 
-    return [
-        module.register_forward_pre_hook(fit)
-        for module in model.modules()
+    hooks = [
+        module.register_forward_pre_hook(partial(fit, name))
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
+    try:
+        yield fitted
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _one(sizes: Sequence[int]) -> Any:

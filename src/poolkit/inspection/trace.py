@@ -169,7 +169,7 @@ def run_model(
         shapes = ", ".join(
             describe_tensor(t) for t in tensors_in((tuple(inputs), dict(kwargs or {})))
         )
-        text = next(iter(str(error).strip().splitlines()), "")
+        text = next(iter(str(error).strip().splitlines()), "").rstrip(".")
         raise PoolValueError(
             f"the model raised on input {shapes or 'without tensors'}: "
             f"{type(error).__name__}: {text}"
