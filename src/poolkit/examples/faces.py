@@ -182,14 +182,19 @@ class Accuracy:
     averaged: float
 
 
-def accuracy(model: nn.Module, name: str) -> float:
-    """Share of the labelled crops that ``model``, one of the three networks, classifies right."""
+def crops_for(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labelled crops as one of the networks wants them, (200, 3, size, size), and is-a-face."""
     crops, is_face = labelled_crops()
     size = CROP_SIZES[name]
     resized = F.interpolate(crops, (size, size), mode="bilinear", antialias=True)
-    x = normalise(resized.expand(-1, 3, -1, -1) * 255)
+    return normalise(resized.expand(-1, 3, -1, -1) * 255), is_face
+
+
+def accuracy(model: nn.Module, name: str) -> float:
+    """Share of the labelled crops that ``model``, one of the three networks, classifies right."""
+    x, is_face = crops_for(name)
     with torch.no_grad():
-        probability = model(x)[0].reshape(len(crops), -1)[:, 0]
+        probability = model(x)[0].reshape(len(x), -1)[:, 0]
     return float(((probability > 0.5) == is_face).float().mean())
 
 
