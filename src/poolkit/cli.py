@@ -535,21 +535,14 @@ def window(
         raise PoolValueError(f"memory must be above 0, got {memory}", "Give gigabytes")
     asked = read_stored(queries)
     with _progress("windows") as progress:
-        pooled = definition.asof(
-            events, asked, memory=int(memory * 2**30), progress=progress
-        ).to_arrow()
-    for name in pooled.column_names:
-        if name in asked.column_names:
-            raise PoolValueError(
-                f"queries have a column {name!r}, and so has the result", "Rename or drop theirs"
-            )
-        asked = asked.append_column(name, pooled.column(name))
+        pooled = definition.asof(events, asked, memory=int(memory * 2**30), progress=progress)
+    out = pooled.to_arrow(asked)
     import pyarrow.parquet as pq
 
     with whole(output) as temporary:
-        pq.write_table(asked, temporary)
+        pq.write_table(out, temporary)
     _console().print(
-        f"{asked.num_rows} rows, {len(pooled.column_names)} columns: {output}", soft_wrap=True
+        f"{out.num_rows} rows, {len(pooled)} columns: {output}", soft_wrap=True
     )
     return 0
 

@@ -2,14 +2,18 @@
 
 from ..windows.durations import calendar
 from .configuration import read_spec
+from .definition import Column, Lookup
+from .partitions import PartitionPool
 from .reductions import attend, decay, last
-from .spec import Column, Lookup, Pooled, WindowPool
+from .results import Pooled
+from .spec import WindowPool
 from .state import Difference, State, Verification
 
 __all__ = [
     "Column",
     "Difference",
     "Lookup",
+    "PartitionPool",
     "Pooled",
     "State",
     "Verification",

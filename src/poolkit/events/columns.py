@@ -1,87 +1,18 @@
-"""Tables in any form to plain columns: keys, times as 64-bit ticks, rows or vectors, weights.
-
-A dict of NumPy arrays needs NumPy alone. Whatever else can give Arrow columns (tables and batches
-of pyarrow, Polars and pandas frames, DuckDB relations) goes through pyarrow.
-"""
+"""What a definition reads of events and queries, as plain columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError, PoolTypeError, PoolValueError
-from ..windows.durations import UNITS
+from ..errors import PoolTypeError, PoolValueError
+from .definition import Definition, Lookup
+from .tables import Keys, as_table, finder, keys_of, order_of, times_of, vectors_of, weights_of
 
-if TYPE_CHECKING:
-    from .spec import Lookup, WindowPool
-
-__all__ = ["EventColumns", "Keys", "QueryColumns", "arrow_of", "as_table"]
-
-Table = Mapping[str, Any]
-
-
-def as_table(given: Any, what: str) -> Table:
-    """Columns by name: arrays of NumPy or of Arrow."""
-    if isinstance(given, Mapping):
-        return {
-            str(name): column if _is_arrow(column) else np.asarray(column)
-            for name, column in given.items()
-        }
-    if not hasattr(given, "__arrow_c_stream__") and not hasattr(given, "__arrow_c_array__"):
-        raise PoolTypeError(
-            f"{what} are no table: {type(given).__name__}",
-            "Give a dict of arrays, an Arrow table, a Polars or pandas frame, a DuckDB relation, "
-            "or the path of Parquet files",
-        )
-    pa = arrow_of(what)
-    table = pa.table(given)
-    return dict(zip(table.column_names, table.columns, strict=True))
-
-
-def arrow_of(what: str) -> Any:
-    """pyarrow, which is imported when it is needed first."""
-    try:
-        import pyarrow
-
-        return pyarrow
-    except ModuleNotFoundError:
-        raise MissingExtraError("pyarrow", "events") from None
-
-
-def _is_arrow(column: Any) -> bool:
-    return type(column).__module__.partition(".")[0] == "pyarrow"
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Keys as 64-bit integers: themselves, or places in `names`."""
-
-    codes: np.ndarray
-    names: np.ndarray | None = None
-
-    def values(self) -> np.ndarray:
-        return self.codes if self.names is None else self.names[self.codes]
-
-    def of(self, events: Keys) -> np.ndarray:
-        """These keys in the codes of `events`; a key that it does not have is no code of its."""
-        if (self.names is None) != (events.names is None):
-            kinds = ["integers" if k.names is None else "text" for k in (events, self)]
-            raise PoolTypeError(
-                f"the keys of events are {kinds[0]}, those of queries {kinds[1]}",
-                "Convert one of them",
-            )
-        if self.names is None or events.names is None:
-            return self.codes
-        places = {name: place for place, name in enumerate(events.names.tolist())}
-        known = [places.get(name, -1) for name in self.names.tolist()]
-        return np.array(known, dtype=np.int64)[self.codes] if known else self.codes
-
-    def take(self, places: np.ndarray) -> Keys:
-        return replace(self, codes=self.codes[places])
+__all__ = ["EventColumns", "QueryColumns", "check_clocks", "joined"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +37,19 @@ class EventColumns:
     def __len__(self) -> int:
         return len(self.time)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the events take."""
+        columns = [self.keys.codes, *(getattr(self, f.name) for f in fields(self))]
+        return sum(column.nbytes for column in columns if isinstance(column, np.ndarray))
+
+    def table(self, spec: Definition) -> np.ndarray:
+        """(rows, width): what the events are rows of."""
+        if isinstance(spec.value, Lookup):
+            return spec.value.table
+        assert self.values is not None
+        return self.values
+
     def take(self, places: np.ndarray) -> EventColumns:
         """Some of the events."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -116,20 +60,18 @@ class EventColumns:
         return replace(self, keys=self.keys.take(places), **taken)
 
     @classmethod
-    def read(cls, spec: WindowPool, given: Any) -> EventColumns:
+    def read(cls, spec: Definition, given: Any) -> EventColumns:
         """The columns that a specification asks for.
 
         Raises:
             PoolValueError, PoolTypeError: for columns that are missing, hold nulls or have a type
                 that does not fit.
         """
-        from .spec import Lookup
-
         table = as_table(given, "events")
-        column = _finder(table, "events")
+        column = finder(table, "events")
         time, aware = times_of(column(spec.time), spec.time, spec.unit)
         keys = keys_of(column(spec.key), spec.key)
-        tie = None if spec.tie is None else _ordered(column(spec.tie), spec.tie, spec.unit)
+        tie = None if spec.tie is None else order_of(column(spec.tie), spec.tie, spec.unit)
         known = None
         if spec.known_at is not None:
             known, known_aware = times_of(column(spec.known_at), spec.known_at, spec.unit)
@@ -137,7 +79,7 @@ class EventColumns:
         weight = None if spec.weight is None else weights_of(column(spec.weight), spec.weight)
         row = values = None
         if isinstance(spec.value, Lookup):
-            row = rows_of(column(spec.value.column), spec.value)
+            row = spec.value.rows_of(column(spec.value.column))
         else:
             values = vectors_of(column(spec.value.column), spec.value.column)
         if len({len(c) for c in (time, keys.codes, tie, known, row, values, weight)
@@ -171,19 +113,17 @@ class QueryColumns:
         return replace(self, keys=self.keys.take(places), time=self.time[places], targets=targets)
 
     @classmethod
-    def read(cls, spec: WindowPool, given: Any) -> QueryColumns:
+    def read(cls, spec: Definition, given: Any) -> QueryColumns:
         """See `EventColumns.read`."""
-        from .spec import Lookup
-
         table = as_table(given, "queries")
-        column = _finder(table, "queries")
+        column = finder(table, "queries")
         time, aware = times_of(column(spec.time), spec.time, spec.unit)
         keys = keys_of(column(spec.key), spec.key)
         targets = {}
         for name in spec.targets:
             if isinstance(spec.value, Lookup):
-                row = rows_of(column(name), replace(spec.value, column=name, missing="raise"))
-                target = spec.value.table[row]
+                lookup = replace(spec.value, column=name, missing="raise")
+                target = spec.value.table[lookup.rows_of(column(name))]
             else:
                 target = vectors_of(column(name), name)
             targets[name] = np.ascontiguousarray(target, dtype=np.float64)
@@ -196,7 +136,7 @@ class QueryColumns:
         return cls(keys, time, aware, targets)
 
 
-def check_clocks(spec: WindowPool, events_aware: bool, queries_aware: bool) -> None:
+def check_clocks(spec: Definition, events_aware: bool, queries_aware: bool) -> None:
     """Refuses naive times beside those of a time zone: nobody knows how far they are apart."""
     _same_clock(events_aware, queries_aware, f"{spec.time} of events", f"{spec.time} of queries")
 
@@ -210,258 +150,7 @@ def _same_clock(aware: bool, other: bool, name: str, other_name: str) -> None:
         )
 
 
-def _finder(table: Table, what: str) -> Any:
-    def find(name: str) -> Any:
-        if name not in table:
-            raise PoolValueError(
-                f"{what} have no column {name!r}", f"They have: {', '.join(map(str, table))}"
-            )
-        column = table[name]
-        nulls = column.null_count if _is_arrow(column) else 0
-        if nulls:
-            raise PoolValueError(
-                f"{name} of {what} has {nulls} nulls in {len(column)} rows", "Drop or fill them"
-            )
-        return column
-
-    return find
-
-
-def keys_of(column: Any, name: str) -> Keys:
-    """Integers, text or bytes."""
-    if _is_arrow(column):
-        pa = arrow_of("keys")
-        import pyarrow.compute as pc
-
-        if not pa.types.is_integer(column.type):
-            if not pa.types.is_dictionary(column.type):
-                column = pc.dictionary_encode(column)
-            if isinstance(column, pa.ChunkedArray):
-                column = column.combine_chunks()
-            if isinstance(column, pa.ChunkedArray):  # of no chunks or of several dictionaries
-                column = column.unify_dictionaries().chunk(0)
-            names = np.array(column.dictionary.to_pylist() or [], dtype=object)
-            _check_names(names, name)
-            return Keys(column.indices.to_numpy(zero_copy_only=False).astype(np.int64), names)
-        column = column.to_numpy()
-    if column.dtype.kind in "iu":
-        if column.dtype == np.uint64 and len(column) and column.max() > np.iinfo(np.int64).max:
-            raise PoolValueError(f"{name} holds keys beyond 2**63 - 1", "Convert them to text")
-        return Keys(np.ascontiguousarray(column, dtype=np.int64))
-    if column.dtype.kind not in "OUS":
-        raise PoolTypeError(f"{name} holds {column.dtype}, which is no key", "Use integers or text")
-    _check_names(column if column.dtype.kind == "O" else column[:0], name)
-    names, codes = np.unique(column, return_inverse=True)
-    return Keys(codes.astype(np.int64), names.astype(object))
-
-
-def _check_names(names: np.ndarray, name: str) -> None:
-    kinds = {type(value) for value in names.tolist()}
-    if not (kinds <= {str} or kinds <= {bytes}):
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise PoolTypeError(f"{name} holds {found}, which are no keys", "Use integers or text")
-
-
-def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
-    """Ticks of `unit` since 1970, and whether the times have a time zone."""
-    if _is_arrow(column):
-        pa = arrow_of("times")
-        kind = column.type
-        aware = pa.types.is_timestamp(kind) and kind.tz is not None
-        if pa.types.is_timestamp(kind):
-            source = kind.unit
-            ticks = column.cast(pa.int64()).to_numpy()
-        elif pa.types.is_date32(kind):
-            source, ticks = "D", column.cast(pa.int32()).to_numpy().astype(np.int64)
-        elif pa.types.is_date64(kind):
-            source, ticks = "ms", column.cast(pa.int64()).to_numpy()
-        else:
-            raise _no_time(name, kind)
-        return _in_unit(ticks, source, name, unit), aware
-    if column.dtype.kind != "M":
-        if column.dtype.kind == "O" and all(isinstance(t, date) for t in column.tolist()):
-            return _of_datetimes(column.tolist(), name, unit)
-        raise _no_time(name, column.dtype)
-    source, count = np.datetime_data(column.dtype)
-    if np.isnat(column).any():
-        raise PoolValueError(f"{name} holds NaT", "Drop those rows")
-    if count != 1 or source not in ("D", *UNITS):
-        column, source = column.astype("datetime64[s]"), "s"
-    return _in_unit(column.astype(np.int64), source, name, unit), False
-
-
-def _of_datetimes(times: list[date], name: str, unit: str) -> tuple[np.ndarray, bool]:
-    whole = [t if isinstance(t, datetime) else datetime(t.year, t.month, t.day) for t in times]
-    aware = {t.tzinfo is not None for t in whole}
-    if len(aware) > 1:
-        raise PoolTypeError(f"{name} has a time zone in some rows alone", "Give all one, or none")
-    epoch = datetime(1970, 1, 1, tzinfo=UTC if True in aware else None)
-    ticks = np.array([(t - epoch) // timedelta(microseconds=1) for t in whole], dtype=np.int64)
-    return _in_unit(ticks, "us", name, unit), True in aware
-
-
-def _no_time(name: str, kind: Any) -> PoolTypeError:
-    return PoolTypeError(
-        f"{name} holds {kind}, which does not say what time it is",
-        "Convert it to timestamps: seconds since 1970, for instance, by astype('datetime64[s]')",
-    )
-
-
-def _in_unit(ticks: np.ndarray, source: str, name: str, unit: str) -> np.ndarray:
-    ticks = np.ascontiguousarray(ticks, dtype=np.int64)
-    have, want = (1 if source == "D" else UNITS[source]), UNITS[unit]
-    up = 86400 * want if source == "D" else want // have
-    if up >= 1:
-        limit = (2**63 - 1) // up
-        if len(ticks) and (ticks.max() > limit or ticks.min() < -limit):
-            raise PoolValueError(
-                f"{name} holds times that do not fit 64 bits in {unit}", "Use a coarser unit"
-            )
-        return ticks * up if up > 1 else ticks
-    down = have // want
-    coarse = ticks // down
-    if (coarse * down != ticks).any():
-        raise PoolValueError(
-            f"{name} holds times in {source} that are no whole {unit}",
-            f"Write unit={source!r} in the specification",
-        )
-    return coarse
-
-
-def _ordered(column: Any, name: str, unit: str) -> np.ndarray:
-    """A column by which ties are broken."""
-    if _is_arrow(column):
-        column = column.to_numpy() if len(column) else np.zeros(0, np.int64)
-    if column.dtype.kind == "f" and np.isnan(column).any():
-        raise PoolValueError(f"{name} holds NaN, which has no order", "Fill them")
-    if column.dtype.kind == "M":
-        return times_of(column, name, "ns")[0]
-    if column.dtype.kind not in "iubfOUS":
-        raise PoolTypeError(f"{name} holds {column.dtype}, which has no order", "Use numbers")
-    return column
-
-
-def tie_codes(tie: np.ndarray) -> np.ndarray:
-    """64-bit integers of the same order."""
-    if tie.dtype.kind in "ib" or (tie.dtype.kind == "u" and tie.dtype.itemsize < 8):
-        return np.ascontiguousarray(tie, dtype=np.int64)
-    try:
-        return np.unique(tie, return_inverse=True)[1].astype(np.int64)
-    except TypeError:
-        raise PoolTypeError("the ties hold values of different types", "Convert them") from None
-
-
-def weights_of(column: Any, name: str) -> np.ndarray:
-    """Finite numbers of 0 or more, in float64."""
-    column = _numbers(column, name)
-    if column.ndim != 1 or column.dtype.kind not in "iubf":
-        raise PoolTypeError(f"{name} holds {column.dtype} {column.shape}", "Weights are numbers")
-    weight = np.ascontiguousarray(column, dtype=np.float64)
-    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
-    if len(bad):
-        raise PoolValueError(
-            f"{name} is {weight[bad[0]]} in row {bad[0]}: {len(bad)} weights are negative or not "
-            "finite",
-            "Drop those events, or give them a weight of 0",
-        )
-    return weight
-
-
-def rows_of(column: Any, lookup: Lookup) -> np.ndarray:
-    """Where each item is in the table; -1 for one that is not, if it may be skipped."""
-    size, name = len(lookup.table), lookup.column
-    if lookup.ids is None:
-        row = _numbers(column, name)
-        if row.dtype.kind not in "iu":
-            raise PoolTypeError(
-                f"{name} holds {row.dtype}, the rows of the table are integers",
-                "Give Lookup the ids of its rows: Lookup(..., ids=...)",
-            )
-        row = row.astype(np.int64)
-        missing = (row < 0) | (row >= size)
-    else:
-        items, ids = keys_of(column, name), lookup.keys
-        codes = items.of(ids)
-        order = np.argsort(ids.codes, kind="stable")
-        known = ids.codes[order]
-        at = np.minimum(np.searchsorted(known, codes), max(len(known) - 1, 0))
-        missing = known[at] != codes if len(known) else np.ones(len(codes), bool)
-        row = order[at] if len(known) else codes
-    if missing.any():
-        if lookup.missing == "raise":
-            first = int(np.flatnonzero(missing)[0])
-            raise PoolValueError(
-                f"{name} is {_item(column, first)!r} in row {first}, which the table of {size} "
-                f"rows does not have: {int(missing.sum())} of {len(missing)} are missing",
-                "Add them, or write Lookup(..., missing='skip') to leave such events out",
-            )
-        row = np.where(missing, -1, row)
-    return np.ascontiguousarray(row, dtype=np.int64)
-
-
-def _item(column: Any, place: int) -> Any:
-    value = column[place]
-    return value.as_py() if hasattr(value, "as_py") else value.item() if hasattr(
-        value, "item") else value  # fmt: skip
-
-
-def vectors_of(column: Any, name: str) -> np.ndarray:
-    """(n, width) in float32 or float64; numbers are vectors of width 1."""
-    if _is_arrow(column):
-        pa = arrow_of("vectors")
-        kind = column.type
-        if (
-            pa.types.is_fixed_size_list(kind)
-            or pa.types.is_list(kind)
-            or pa.types.is_large_list(kind)
-        ):
-            chunk = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-            if isinstance(chunk, pa.ChunkedArray):
-                chunk = chunk.chunk(0) if chunk.num_chunks else pa.array([], kind)
-            flat = chunk.flatten()
-            if flat.null_count:
-                raise PoolValueError(f"{name} holds vectors with nulls", "Drop or fill them")
-            width = kind.list_size if pa.types.is_fixed_size_list(kind) else -1
-            if width < 0:
-                import pyarrow.compute as pc
-
-                lengths = np.unique(pc.list_value_length(chunk).to_numpy(zero_copy_only=False))
-                if len(lengths) > 1:
-                    raise PoolValueError(
-                        f"{name} holds vectors of {lengths[0]} to {lengths[-1]} numbers",
-                        "All must have the same width",
-                    )
-                width = int(lengths[0]) if len(lengths) else 1
-            column = flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
-        else:
-            column = _numbers(column, name)
-    return real_rows(column, name)
-
-
-def real_rows(array: np.ndarray, name: str) -> np.ndarray:
-    """(n, width), contiguous, in float32 or float64."""
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2 or array.dtype.kind not in "iubf":
-        raise PoolTypeError(
-            f"{name} must be numbers (rows, width), got {array.dtype} {array.shape}",
-            "Give a two-dimensional array",
-        )
-    wide = array.dtype == np.float64 or array.dtype.kind != "f"
-    return np.ascontiguousarray(array, dtype=np.float64 if wide else np.float32)
-
-
-def _numbers(column: Any, name: str) -> np.ndarray:
-    if not _is_arrow(column):
-        return np.asarray(column)
-    array: np.ndarray = column.to_numpy(zero_copy_only=False) if hasattr(
-        column, "offset") else column.to_numpy()  # fmt: skip
-    return array
-
-
-def _refuse_nonfinite(spec: WindowPool, events: EventColumns) -> None:
-    from .spec import Lookup
-
+def _refuse_nonfinite(spec: Definition, events: EventColumns) -> None:
     if isinstance(spec.value, Lookup) and events.row is not None:
         bad = ~spec.value.finite
         found = np.flatnonzero(bad[events.row]) if bad.any() else np.zeros(0, np.int64)

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..errors import PoolTypeError, PoolValueError
 from ..windows.durations import calendar
+from .definition import Column, Lookup
 from .local import read_stored
-from .spec import Column, Lookup, WindowPool
+from .spec import WindowPool
+from .tables import vectors_of
 
 __all__ = ["read_spec"]
 
@@ -86,7 +88,5 @@ def _value(value: dict[str, Any], folder: Path) -> Column | Lookup:
             raise PoolValueError(
                 f"{path} has no column {name!r}", f"It has: {', '.join(stored.column_names)}"
             )
-    from .columns import vectors_of
-
     vectors = vectors_of(stored.column(names[1]), names[1])
     return Lookup(value["lookup"], vectors, ids=stored.column(names[0]), missing=missing)

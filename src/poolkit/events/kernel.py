@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,24 +15,23 @@ from ..ragged import GATHERED
 from ..reductions import Reduction
 from ..windows import Segments
 from ..windows.durations import UNITS, duration, looked_back
-from .columns import EventColumns, QueryColumns, check_clocks, tie_codes
+from .columns import EventColumns, QueryColumns, check_clocks
+from .definition import Definition
 from .reductions import Attend, Count, Decay, EventReduction, Last, kernel_of
-
-if TYPE_CHECKING:
-    from .spec import WindowPool
+from .tables import tie_codes
 
 __all__ = ["pool_events"]
 
 
 def pool_events(
-    spec: WindowPool, events: EventColumns, queries: QueryColumns
+    spec: Definition, events: EventColumns, queries: QueryColumns
 ) -> dict[str, np.ndarray]:
     """The columns of `WindowPool.asof`. Their bits depend on what each query sees alone."""
     check_clocks(spec, events.aware, queries.aware)
-    table = spec.table_of(events)
+    table = events.table(spec)
     width = table.shape[1]
     for name, target in queries.targets.items():
-        if target.shape[1] != width:
+        if len(target) and target.shape[1] != width:
             raise PoolValueError(
                 f"{name} of queries has vectors of {target.shape[1]}, the events of {width}",
                 "A target is compared with each event: they have one width",
@@ -78,7 +76,7 @@ def pool_events(
 
 
 def _parameter(
-    spec: WindowPool, reduction: EventReduction | Reduction, width: int, queries: QueryColumns
+    spec: Definition, reduction: EventReduction | Reduction, width: int, queries: QueryColumns
 ) -> tuple[float, int]:
     """The parameter of a kernel, and the address of its other operand."""
     if isinstance(reduction, Decay):
@@ -91,7 +89,7 @@ def _parameter(
     return 0.0, 0
 
 
-def _with_rule(spec: WindowPool, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_rule(spec: Definition, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns, with what stands for a window that sees nothing."""
     out: dict[str, np.ndarray] = {}
     for window, _ in spec.lengths:
@@ -121,7 +119,7 @@ class _Call:
     """The sorted log of one call, and what it refers to, which must stay alive."""
 
     def __init__(
-        self, spec: WindowPool, events: EventColumns, queries: QueryColumns, table: np.ndarray
+        self, spec: Definition, events: EventColumns, queries: QueryColumns, table: np.ndarray
     ) -> None:
         self.queries, self.table, self.weighted = queries, table, events.weight is not None
         self.key = np.ascontiguousarray(queries.keys.of(events.keys))

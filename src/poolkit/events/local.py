@@ -11,16 +11,15 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import MissingExtraError, PoolTypeError, PoolValueError
-from .columns import EventColumns, QueryColumns, arrow_of
+from .columns import EventColumns, QueryColumns
+from .definition import Definition
 from .kernel import pool_events
-
-if TYPE_CHECKING:
-    from .spec import WindowPool
+from .tables import arrow_of
 
 __all__ = ["Progress", "is_stored", "pool_stored", "read_stored"]
 
@@ -48,7 +47,7 @@ def read_stored(given: Any) -> Any:
 
 
 def pool_stored(
-    spec: WindowPool,
+    spec: Definition,
     events: Any,
     queries: QueryColumns,
     memory: int,

@@ -3,129 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import PoolError, PoolTypeError, PoolValueError
-from ..reductions import Reduction
-from ..windows.durations import UNITS, Calendar, duration
-from .columns import EventColumns, Keys, QueryColumns, arrow_of, keys_of, real_rows
+from .columns import EventColumns, QueryColumns
+from .definition import Definition
 from .kernel import pool_events
 from .local import Progress, is_stored, pool_stored, read_stored
-from .reductions import Attend, Decay, EventReduction, named
+from .results import Pooled
+from .spark import is_session, pool_frames
+from .state import State, Verification, compared
+from .tables import as_table
 
 if TYPE_CHECKING:
-    from .state import State, Verification
+    from pyspark.sql import DataFrame, SparkSession
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Column", "Lookup", "Pooled", "WindowPool"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """The value of an event is in a column: vectors of one width, or numbers."""
-
-    column: str
+__all__ = ["WindowPool"]
 
 
 @dataclass(frozen=True, eq=False)
-class Lookup:
-    """The value of an event is the row of a table that a column names. Only the names are moved and
-    sorted; rows are read where they lie.
-
-    Args:
-        column: the events' column of items.
-        table: (rows, width) of numbers; float32 and float64 are not copied.
-        ids: the item of each row, integers or text; None: the column holds the numbers of rows.
-        missing: "raise" for an item that the table does not have, or "skip", which leaves such
-            events out: they are not counted either.
-    """
-
-    column: str
-    table: np.ndarray
-    ids: Any = None
-    missing: str = "raise"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "table", real_rows(np.asarray(self.table), "the table"))
-        if self.missing not in ("raise", "skip"):
-            raise PoolValueError(f"missing must be 'raise' or 'skip', got {self.missing!r}")
-        if self.ids is not None:
-            if len(self.ids) != len(self.table):
-                raise PoolValueError(
-                    f"there are {len(self.ids)} ids for a table of {len(self.table)} rows",
-                    "Give one for each row",
-                )
-            if len(np.unique(self.keys.codes)) != len(self.ids):
-                raise PoolValueError("two rows of the table have one id", "Ids must be unique")
-
-    @cached_property
-    def keys(self) -> Keys:
-        """The ids as keys."""
-        ids = self.ids if hasattr(self.ids, "dtype") or hasattr(self.ids, "type") else (
-            np.asarray(self.ids))  # fmt: skip
-        return keys_of(ids, "ids")
-
-    @cached_property
-    def finite(self) -> np.ndarray:
-        """Which rows are finite."""
-        return np.isfinite(self.table).all(axis=1)
-
-
-class Pooled(Mapping[str, np.ndarray]):
-    """The columns that a `WindowPool` makes, one row for each query, in their order.
-
-    A count is (queries) int64, a mask ``seen_*`` (queries) bool, every other column
-    (queries, width) in the dtype of the values.
-    """
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self._columns = columns
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        try:
-            return self._columns[name]
-        except KeyError:
-            raise PoolValueError(
-                f"there is no column {name!r}", f"There are: {', '.join(self._columns)}"
-            ) from None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._columns
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __repr__(self) -> str:
-        shapes = (f"{name}: {c.dtype} {c.shape}" for name, c in self._columns.items())
-        return f"Pooled({', '.join(shapes)})"
-
-    def to_arrow(self) -> Any:
-        """A pyarrow table: vectors are fixed-size lists."""
-        pa = arrow_of("results")
-        columns = {}
-        for name, column in self._columns.items():
-            if column.ndim == 1:
-                columns[name] = pa.array(column)
-            else:
-                flat = pa.array(np.ascontiguousarray(column).reshape(-1))
-                columns[name] = pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
-        return pa.table(columns)
-
-
-@dataclass(frozen=True, eq=False)
-class WindowPool:
+class WindowPool(Definition):
     """Features of the past: for each query (a key and a time), the events of that key in windows
     before that time, pooled.
 
@@ -171,89 +70,26 @@ class WindowPool:
     (array([1, 0]), array([2., 0.]), array([ True, False]))
     """
 
-    key: str
-    time: str
-    value: Column | Lookup
-    windows: Sequence[Any]
-    reduce: Sequence[Any] = ("mean",)
-    tie: str | None = None
-    known_at: str | None = None
-    weight: str | None = None
-    closed: str = "left"
-    empty: str = "zero+mask"
-    nonfinite: str = "raise"
-    accumulate: str = "f64"
-    unit: str = "us"
-    lengths: tuple[tuple[str, int | Calendar | None], ...] = field(init=False, repr=False)
-    """The windows: their names, and how far back they reach."""
-    reductions: tuple[tuple[str, EventReduction | Reduction], ...] = field(init=False, repr=False)
-    """The reductions, by the names of their columns."""
+    @overload
+    def asof(
+        self, events: Any, queries: Any, *, engine: Literal["local"] = "local",
+        memory: int = 2**30, progress: Progress | None = None,
+    ) -> Pooled: ...  # fmt: skip
 
-    def __post_init__(self) -> None:
-        if self.closed != "left":
-            raise PoolValueError(
-                f"closed must be 'left', got {self.closed!r}",
-                "A window that saw the event at t would tell the answer; add a tick to t instead",
-            )
-        for name, value, choices in (
-            ("empty", self.empty, ("zero+mask", "zero", "nan", "error")),
-            ("nonfinite", self.nonfinite, ("raise", "propagate")),
-            ("accumulate", self.accumulate, ("f64", "exact")),
-            ("unit", self.unit, tuple(UNITS)),
-        ):
-            if value not in choices:
-                raise PoolValueError(
-                    f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}"
-                )
-        if not isinstance(self.value, (Column, Lookup)):
-            raise PoolTypeError(
-                f"value must be a Column or a Lookup, got {self.value!r}",
-                "Write Column('vector') or Lookup('item', table=embeddings)",
-            )
-        if isinstance(self.windows, str) or isinstance(self.reduce, str):
-            raise PoolTypeError("windows and reduce are lists", "Write ['7d'] and ['mean']")
-        lengths = tuple(_window(window, self.unit) for window in self.windows)
-        reductions = tuple(named(reduction) for reduction in self.reduce)
-        if not lengths or not reductions:
-            raise PoolValueError("there is no window or no reduction", "Give at least one of each")
-        for what, names in (("windows", [n for n, _ in lengths]),
-                            ("reductions", [n for n, _ in reductions])):  # fmt: skip
-            if len(set(names)) < len(names):
-                raise PoolValueError(f"two {what} have one name: {', '.join(names)}", "Drop one")
-        for _, reduction in reductions:
-            if isinstance(reduction, Decay):
-                duration(reduction.half_life, "ns", "a half-life")
-        object.__setattr__(self, "lengths", lengths)
-        object.__setattr__(self, "reductions", reductions)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Columns of the queries that attentions name."""
-        names = (r.query for _, r in self.reductions if isinstance(r, Attend))
-        return tuple(dict.fromkeys(names))
-
-    def table_of(self, events: EventColumns) -> np.ndarray:
-        """(rows, width): what `events` are rows of."""
-        if isinstance(self.value, Lookup):
-            return self.value.table
-        assert events.values is not None
-        return events.values
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of events that are read."""
-        names = (self.key, self.time, self.tie, self.known_at, self.value.column, self.weight)
-        return tuple(dict.fromkeys(name for name in names if name is not None))
+    @overload
+    def asof(
+        self, events: Any, queries: Any, *, engine: SparkSession, memory: int = 2**30,
+    ) -> DataFrame: ...  # fmt: skip
 
     def asof(
         self,
         events: Any,
         queries: Any,
         *,
-        engine: str = "local",
+        engine: str | SparkSession = "local",
         memory: int = 2**30,
         progress: Progress | None = None,
-    ) -> Pooled:
+    ) -> Pooled | DataFrame:
         """One row for each query, in their order.
 
         Args:
@@ -262,23 +98,37 @@ class WindowPool:
                 Parquet files. The last two are read by DuckDB, out of core where they are large.
             queries: columns `key` and `time`, and those that `attend` names; as events, but held in
                 memory, as the results are.
-            engine: "local", which is the only one here.
-            memory: bytes that stored events may take, besides queries and results.
-            progress: told what is done of stored events, how much, and of how much.
+            engine: "local", or a classic session of Spark 4: then events and queries are DataFrames
+                of its, or paths of Parquet files that it reads. The result is a DataFrame of all
+                columns of the queries and those of the specification, vectors as arrays, with one
+                row for each query. Rows of a DataFrame have no order: give queries a column that
+                says which is which. Types are checked at once, values when Spark runs.
+            memory: bytes that stored events may take, besides queries and results; with Spark, that
+                a worker may take for rows, besides one key's.
+            progress: told what is done of stored events, how much, and of how much; not by Spark.
 
         Raises:
             PoolValueError, PoolTypeError: for columns that are missing or do not fit; naive times
                 beside those of a time zone; values that are not finite; items without a row.
         """
-        if engine != "local":
-            raise PoolTypeError(f"there is no engine {engine!r}", "Write engine='local'")
         try:
+            if engine != "local":
+                return self._asof_in(engine, events, queries, memory)
             asked = QueryColumns.read(self, read_stored(queries) if is_stored(queries) else queries)
             if is_stored(events):
                 return Pooled(pool_stored(self, events, asked, memory, progress))
             return Pooled(pool_events(self, EventColumns.read(self, events), asked))
         except PoolError as error:
-            raise error.during(self._context()) from None
+            raise error.during(self.context) from None
+
+    def _asof_in(self, session: Any, events: Any, queries: Any, memory: int) -> DataFrame:
+        if not is_session(session):
+            raise PoolTypeError(
+                f"there is no engine {session!r}",
+                "Write engine='local', or give a classic session of Spark: "
+                "pip install 'poolkit[spark]'",
+            )
+        return pool_frames(self, session, events, queries, memory)
 
     def state(self, saved: bytes | str | os.PathLike[str] | None = None) -> State:
         """An empty `State`, or one that was saved: what `to_bytes` made, or the path of a file.
@@ -286,8 +136,6 @@ class WindowPool:
         Raises:
             PoolValueError: for a state that is corrupt, of another version or definition.
         """
-        from .state import State
-
         if saved is None:
             return State(self)
         if not isinstance(saved, (bytes, bytearray, memoryview)):
@@ -308,23 +156,5 @@ class WindowPool:
         Returns:
             The largest difference and the number of rows that differ, for each column.
         """
-        from .state import verified
-
-        return verified(self, log, served)
-
-    def _context(self) -> str:
-        windows = ", ".join(name for name, _ in self.lengths)
-        return f"events of {self.key!r} in windows {windows}"
-
-
-def _window(window: Any, unit: str) -> tuple[str, int | Calendar | None]:
-    if window is None or window == "all":
-        return "all", None
-    if isinstance(window, Calendar):
-        return f"calendar_{window.text}", window
-    ticks = duration(window, unit)
-    if isinstance(window, str):
-        return window, ticks
-    if isinstance(window, timedelta):
-        window = np.timedelta64(window)
-    return str(window).replace(" ", "_"), ticks
+        table = as_table(read_stored(served) if is_stored(served) else served, "served rows")
+        return compared(table, self.asof(log, table))

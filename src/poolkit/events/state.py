@@ -9,21 +9,20 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import PoolError, PoolTypeError, PoolValueError
 from ..files import write_whole
 from ..windows.durations import looked_back
-from .columns import EventColumns, Keys, QueryColumns, as_table, joined, times_of, vectors_of
+from .columns import EventColumns, QueryColumns, joined
+from .definition import Definition, Lookup
 from .kernel import pool_events
-from .local import is_stored, read_stored
+from .results import Pooled
+from .tables import Keys, Table, times_of, vectors_of
 
-if TYPE_CHECKING:
-    from .spec import Pooled, WindowPool
-
-__all__ = ["Difference", "State", "Verification", "verified"]
+__all__ = ["Difference", "State", "Verification", "compared"]
 
 MAGIC = b"poolkit events\n"
 VERSION = 1
@@ -47,7 +46,7 @@ class State:
     array([2.])
     """
 
-    def __init__(self, spec: WindowPool) -> None:
+    def __init__(self, spec: Definition) -> None:
         self.spec = spec
         self._runs: list[EventColumns] = []
         self._horizon: int | None = None
@@ -70,8 +69,6 @@ class State:
         Raises:
             PoolValueError: where a window reaches back to events that were forgotten.
         """
-        from .spec import Pooled
-
         single = isinstance(key, (str, bytes)) or np.ndim(key) == 0
         table = {self.spec.key: key, self.spec.time: time, **targets}
         if single:
@@ -140,7 +137,7 @@ class State:
         write_whole(Path(path), self.to_bytes())
 
     @classmethod
-    def of_bytes(cls, spec: WindowPool, data: bytes) -> State:
+    def of_bytes(cls, spec: Definition, data: bytes) -> State:
         """See `WindowPool.state`."""
         if not data.startswith(MAGIC):
             raise PoolValueError("this is no state of poolkit.events", "Give what to_bytes made")
@@ -221,7 +218,7 @@ def _by_key(events: EventColumns) -> EventColumns:
     return events.take(np.argsort(events.keys.codes, kind="stable"))
 
 
-def _check_kind(spec: WindowPool, ours: EventColumns, theirs: EventColumns) -> None:
+def _check_kind(spec: Definition, ours: EventColumns, theirs: EventColumns) -> None:
     """Refuses a batch that cannot lie beside the others."""
     if ours.aware != theirs.aware:
         raise PoolTypeError(
@@ -243,9 +240,7 @@ def _check_kind(spec: WindowPool, ours: EventColumns, theirs: EventColumns) -> N
             raise PoolTypeError(f"{spec.tie} was a {kinds[0]} in earlier batches", "Convert it")
 
 
-def _nothing(spec: WindowPool, queries: QueryColumns) -> EventColumns:
-    from .spec import Lookup
-
+def _nothing(spec: Definition, queries: QueryColumns) -> EventColumns:
     names = None if queries.keys.names is None else queries.keys.names[:0]
     none = np.zeros(0, np.int64)
     lookup = isinstance(spec.value, Lookup)
@@ -259,10 +254,8 @@ def _nothing(spec: WindowPool, queries: QueryColumns) -> EventColumns:
 # --- as bytes --------------------------------------------------------------------------------
 
 
-def _identity(spec: WindowPool) -> dict[str, Any]:
+def _identity(spec: Definition) -> dict[str, Any]:
     """What must be the same for events to mean the same."""
-    from .spec import Lookup
-
     identity = {name: getattr(spec, name) for name in ("key", "time", "tie", "known_at", "weight",
                                                        "unit")}  # fmt: skip
     identity["value"] = spec.value.column
@@ -274,7 +267,7 @@ def _identity(spec: WindowPool) -> dict[str, Any]:
     return identity
 
 
-def _first_change(header: dict[str, Any], spec: WindowPool) -> str:
+def _first_change(header: dict[str, Any], spec: Definition) -> str:
     ours, theirs = _identity(spec), header["definition"]
     for name in {**ours, **theirs}:
         if ours.get(name) != theirs.get(name):
@@ -368,11 +361,9 @@ class Verification:
         return "\n".join(lines)
 
 
-def verified(spec: WindowPool, log: Any, served: Any) -> Verification:
+def compared(served: Table, right: Pooled) -> Verification:
     """See `WindowPool.verify`."""
-    table = as_table(read_stored(served) if is_stored(served) else served, "served rows")
-    right = spec.asof(log, table)
-    shared = [name for name in right if name in table]
+    shared = [name for name in right if name in served]
     if not shared:
         raise PoolValueError(
             "the served rows have none of the columns of the specification",
@@ -381,7 +372,7 @@ def verified(spec: WindowPool, log: Any, served: Any) -> Verification:
     columns = {}
     for name in shared:
         want = right[name]
-        got = vectors_of(table[name], name) if want.ndim == 2 else np.asarray(table[name])
+        got = vectors_of(served[name], name) if want.ndim == 2 else np.asarray(served[name])
         if got.shape != want.shape:
             raise PoolValueError(f"{name} was served as {got.shape}, and is {want.shape}")
         columns[name] = _difference(got, want)

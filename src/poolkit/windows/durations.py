@@ -84,6 +84,10 @@ class Calendar:
         begun = [self._before(int(time)) for time in distinct.tolist()]
         return np.array(begun, dtype=np.int64)[places] * second + times % second
 
+    def longest(self, unit: str) -> int:
+        """Ticks that the window never reaches beyond, whatever its months and clock."""
+        return (31 * self.months + self.days + 1) * 86400 * UNITS[unit]
+
     def _before(self, seconds: int) -> int:
         from zoneinfo import ZoneInfo
 

@@ -1,0 +1,237 @@
+"""What it costs on Spark to average the events of the past 7 and 30 days before each query.
+
+Skewed users and their events over 90 days, in Parquet; an event has a vector of float32 or, with
+--items, names one of a table of so many, which every way gets by a broadcast. Against a range join
+with vector_avg, and a cogroup with applyInPandas in which NumPy subtracts prefix sums. Results are
+made in full and thrown away. Answers are compared first. Times are over poolkit's, in rounds, with
+their quartiles.
+
+    python benchmarks/spark.py
+    python benchmarks/spark.py --items 100000 --events 2000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from poolkit.events import Column, Lookup, WindowPool
+
+DAYS = (7, 30)
+DAY = 86_400_000_000  # microseconds
+TARGETS = {"range join": 2.0, "applyInPandas": 5.0}
+
+
+class Data:
+    """A log and its queries as frames, and the table of items."""
+
+    def __init__(self, session: SparkSession, folder: Path, given: argparse.Namespace) -> None:
+        rng = np.random.default_rng(0)
+        self.session, self.items = session, given.items
+        share = 1 / np.arange(1, given.users + 1) ** 0.8
+        time = pa.timestamp("us", "UTC")
+        log = {
+            "user": rng.choice(given.users, given.events, p=share / share.sum()),
+            "ts": pa.array(rng.integers(0, 90 * DAY, given.events), time),
+        }
+        if self.items:
+            log["item"] = rng.integers(0, self.items, given.events)
+            self.table = rng.standard_normal((self.items, given.width), dtype=np.float32)
+            pq.write_table(
+                pa.table({"item": np.arange(self.items), "vector": vectors(self.table)}),
+                folder / "items.parquet",
+            )
+        else:
+            values = rng.standard_normal((given.events, given.width), dtype=np.float32)
+            log["vector"] = vectors(values)
+        asked = {
+            "q": np.arange(given.queries),
+            "user": rng.integers(0, given.users, given.queries),
+            "ts": pa.array(rng.integers(0, 90 * DAY, given.queries), time),
+        }
+        for name, table in (("log", log), ("asked", asked)):
+            folder.joinpath(name).mkdir()
+            table = pa.table(table)
+            size = -(-len(table) // 8)
+            for part in range(8):
+                path = folder / name / f"{part}.parquet"
+                pq.write_table(table.slice(part * size, size), path, compression="lz4")
+        self.log = session.read.parquet(str(folder / "log"))
+        self.asked = session.read.parquet(str(folder / "asked"))
+        self.vectors = session.read.parquet(str(folder / "items.parquet")) if self.items else None
+
+
+def vectors(rows: np.ndarray) -> Any:
+    offsets = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, rows.reshape(-1))
+
+
+def by_poolkit(data: Data) -> DataFrame:
+    spec = WindowPool(
+        key="user", time="ts", value=Lookup("item", data.table) if data.items else Column("vector"),
+        windows=[f"{days}d" for days in DAYS], reduce=["mean"], empty="zero",
+    )  # fmt: skip
+    return spec.asof(data.log, data.asked, engine=data.session)
+
+
+def by_range_join(data: Data) -> DataFrame:
+    log, asked = data.log.alias("log"), data.asked.alias("asked")
+    if data.vectors is not None:
+        log = log.join(F.broadcast(data.vectors), "item").alias("log")
+    since = f"asked.ts - INTERVAL {max(DAYS)} DAYS"
+    seen = F.expr(f"asked.user = log.user AND log.ts < asked.ts AND log.ts >= {since}")
+    means = [
+        F.expr(
+            f"vector_avg(vector) FILTER (WHERE log.ts >= asked.ts - INTERVAL {days} DAYS) "
+            f"AS mean_{days}d"
+        )
+        for days in DAYS
+    ]
+    return asked.join(log, seen, "left").groupBy("q").agg(*means)
+
+
+def by_pandas(data: Data) -> DataFrame:
+    table = data.session.sparkContext.broadcast(data.table) if data.items else None
+    days = DAYS
+
+    def of_user(log: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
+        log = log.sort_values("ts")
+        if table is not None:
+            rows = table.value[log["item"].to_numpy()]
+        else:
+            rows = np.stack(log["vector"]) if len(log) else np.zeros((0, 1), np.float32)
+        sums = np.zeros((len(rows) + 1, rows.shape[1]))
+        np.cumsum(rows, axis=0, dtype=np.float64, out=sums[1:])
+        ts, until = log["ts"].to_numpy(), asked["ts"].to_numpy()
+        end = np.searchsorted(ts, until)
+        out = {"q": asked["q"]}
+        for length in days:
+            begin = np.searchsorted(ts, until - np.timedelta64(length, "D"))
+            count = np.maximum(end - begin, 1)[:, None]
+            out[f"mean_{length}d"] = list(((sums[end] - sums[begin]) / count).astype(np.float32))
+        return pd.DataFrame(out)
+
+    schema = ", ".join(["q long", *(f"mean_{length}d array<float>" for length in DAYS)])
+    grouped = data.log.groupBy("user").cogroup(data.asked.groupBy("user"))
+    return grouped.applyInPandas(of_user, schema)
+
+
+def cpu_seconds() -> float:
+    """Of Spark's processes on this machine, so far: they are what this one has started."""
+    parents: dict[int, list[tuple[int, float]]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        ticks = sum(map(int, fields[11:15]))  # its own, and of children that have ended
+        parents.setdefault(int(fields[1]), []).append((int(stat.parent.name), ticks))
+    total, left = 0.0, [os.getpid()]
+    while left:
+        for child, ticks in parents.get(left.pop(), ()):
+            left.append(child)
+            total += ticks
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+WAYS: dict[str, Callable[[Data], DataFrame]] = {
+    "poolkit": by_poolkit,
+    "range join": by_range_join,
+    "applyInPandas": by_pandas,
+}
+
+
+def answer(frame: DataFrame, width: int) -> np.ndarray:
+    """(queries, windows, width), in the order of the queries; zeros where nothing is seen."""
+    table = frame.toArrow().sort_by("q")
+    means = np.zeros((len(table), len(DAYS), width))
+    for place, days in enumerate(DAYS):
+        lists = table.column(f"mean_{days}d").combine_chunks()
+        seen = pc.equal(pc.fill_null(pc.list_value_length(lists), 0), width)
+        values = lists.filter(seen).flatten().to_numpy().reshape(-1, width)
+        means[seen.to_numpy(zero_copy_only=False), place] = values
+    return means
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--items", type=int, default=0, help="0: a vector in each event")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", default=",".join(WAYS), help="names, with commas")
+    parser.add_argument("--master", default="local[2]")
+    parser.add_argument("--partitions", type=int, default=8, help="of a shuffle")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        session = (
+            SparkSession.builder.master(given.master)
+            .config("spark.sql.shuffle.partitions", given.partitions)
+            .config("spark.driver.memory", "4g")
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+            .config("spark.local.dir", folder)
+            .config("spark.ui.enabled", "false")
+            .config("spark.ui.showConsoleProgress", "false")
+            .getOrCreate()
+        )
+        session.sparkContext.setLogLevel("OFF")
+        try:
+            measure(Data(session, Path(folder), given), given)
+        finally:
+            session.stop()
+
+
+def measure(data: Data, given: argparse.Namespace) -> None:
+    print(
+        f"Spark {data.session.version}, {given.master}, {given.partitions} partitions; "
+        f"{given.events} events of {given.users} users, {given.queries} queries, "
+        f"{f'{given.items} items' if given.items else 'vectors in the events'}; "
+        f"{given.rounds} rounds, load {os.getloadavg()[0]:.1f}"
+    )
+    ways = {name: WAYS[name] for name in given.ways.split(",")}
+    right = answer(by_poolkit(data), given.width)
+    for name, way in ways.items():
+        np.testing.assert_allclose(
+            answer(way(data), given.width), right, rtol=1e-3, atol=1e-5, err_msg=name
+        )
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(given.rounds):
+        for name in random.sample(list(ways), len(ways)):
+            start, used = perf_counter(), cpu_seconds()
+            ways[name](data).write.format("noop").mode("overwrite").save()
+            wall[name].append(perf_counter() - start)
+            cpu[name].append(cpu_seconds() - used)
+    for what, seconds in (("wall", wall), ("CPU", cpu)):
+        print(f"{what} time")
+        for name, times in seconds.items():
+            paired = [t / own for t, own in zip(times, seconds["poolkit"], strict=True)]
+            low, middle, high = quantiles(paired, n=4) if len(paired) > 1 else paired * 3
+            line = f"{name:>14} {median(times):7.2f} s {middle:6.2f}x ({low:.2f} to {high:.2f})"
+            if name in TARGETS:
+                verdict = "met" if middle >= TARGETS[name] else "MISSED"
+                line += f", target of {TARGETS[name]:g}x {verdict}"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What a definition of features over an event log says, and knows of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..errors import PoolTypeError, PoolValueError
+from ..reductions import Reduction
+from ..windows.durations import UNITS, Calendar, duration
+from .reductions import Attend, Decay, EventReduction, named
+from .tables import Keys, item_at, keys_of, numbers_of, real_rows
+
+__all__ = ["Column", "Definition", "Lookup"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The value of an event is in a column: vectors of one width, or numbers."""
+
+    column: str
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """The value of an event is the row of a table that a column names. Only the names are moved and
+    sorted; rows are read where they lie.
+
+    Args:
+        column: the events' column of items.
+        table: (rows, width) of numbers; float32 and float64 are not copied.
+        ids: the item of each row, integers or text; None: the column holds the numbers of rows.
+        missing: "raise" for an item that the table does not have, or "skip", which leaves such
+            events out: they are not counted either.
+    """
+
+    column: str
+    table: np.ndarray
+    ids: Any = None
+    missing: str = "raise"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", real_rows(np.asarray(self.table), "the table"))
+        if self.missing not in ("raise", "skip"):
+            raise PoolValueError(f"missing must be 'raise' or 'skip', got {self.missing!r}")
+        if self.ids is not None:
+            if len(self.ids) != len(self.table):
+                raise PoolValueError(
+                    f"there are {len(self.ids)} ids for a table of {len(self.table)} rows",
+                    "Give one for each row",
+                )
+            if len(np.unique(self.keys.codes)) != len(self.ids):
+                raise PoolValueError("two rows of the table have one id", "Ids must be unique")
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The ids as keys."""
+        ids = self.ids if hasattr(self.ids, "dtype") or hasattr(self.ids, "type") else (
+            np.asarray(self.ids))  # fmt: skip
+        return keys_of(ids, "ids")
+
+    @cached_property
+    def finite(self) -> np.ndarray:
+        """Which rows are finite."""
+        return np.isfinite(self.table).all(axis=1)
+
+    @cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.keys.codes, kind="stable")
+        return order, self.keys.codes[order]
+
+    def rows_of(self, column: Any) -> np.ndarray:
+        """Where each item is in the table; -1 for one that is not, if it may be skipped."""
+        size, name = len(self.table), self.column
+        if self.ids is None:
+            row = numbers_of(column, name)
+            if row.dtype.kind not in "iu":
+                raise PoolTypeError(
+                    f"{name} holds {row.dtype}, the rows of the table are integers",
+                    "Give Lookup the ids of its rows: Lookup(..., ids=...)",
+                )
+            row = row.astype(np.int64)
+            missing = (row < 0) | (row >= size)
+        else:
+            items, ids = keys_of(column, name), self.keys
+            codes = items.of(ids)
+            order, known = self._order
+            at = np.minimum(np.searchsorted(known, codes), max(len(known) - 1, 0))
+            missing = known[at] != codes if len(known) else np.ones(len(codes), bool)
+            row = order[at] if len(known) else codes
+        if missing.any():
+            if self.missing == "raise":
+                first = int(np.flatnonzero(missing)[0])
+                raise PoolValueError(
+                    f"{name} is {item_at(column, first)!r} in row {first}, which the table of "
+                    f"{size} rows does not have: {int(missing.sum())} of {len(missing)} are "
+                    "missing",
+                    "Add them, or write Lookup(..., missing='skip') to leave such events out",
+                )
+            row = np.where(missing, -1, row)
+        return np.ascontiguousarray(row, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """The fields of a `WindowPool`, checked, and what follows from them."""
+
+    key: str
+    time: str
+    value: Column | Lookup
+    windows: Sequence[Any]
+    reduce: Sequence[Any] = ("mean",)
+    tie: str | None = None
+    known_at: str | None = None
+    weight: str | None = None
+    closed: str = "left"
+    empty: str = "zero+mask"
+    nonfinite: str = "raise"
+    accumulate: str = "f64"
+    unit: str = "us"
+    lengths: tuple[tuple[str, int | Calendar | None], ...] = field(init=False, repr=False)
+    """The windows: their names, and how far back they reach."""
+    reductions: tuple[tuple[str, EventReduction | Reduction], ...] = field(init=False, repr=False)
+    """The reductions, by the names of their columns."""
+
+    def __post_init__(self) -> None:
+        if self.closed != "left":
+            raise PoolValueError(
+                f"closed must be 'left', got {self.closed!r}",
+                "A window that saw the event at t would tell the answer; add a tick to t instead",
+            )
+        for name, value, choices in (
+            ("empty", self.empty, ("zero+mask", "zero", "nan", "error")),
+            ("nonfinite", self.nonfinite, ("raise", "propagate")),
+            ("accumulate", self.accumulate, ("f64", "exact")),
+            ("unit", self.unit, tuple(UNITS)),
+        ):
+            if value not in choices:
+                raise PoolValueError(
+                    f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}"
+                )
+        if not isinstance(self.value, (Column, Lookup)):
+            raise PoolTypeError(
+                f"value must be a Column or a Lookup, got {self.value!r}",
+                "Write Column('vector') or Lookup('item', table=embeddings)",
+            )
+        if isinstance(self.windows, str) or isinstance(self.reduce, str):
+            raise PoolTypeError("windows and reduce are lists", "Write ['7d'] and ['mean']")
+        lengths = tuple(_window(window, self.unit) for window in self.windows)
+        reductions = tuple(named(reduction) for reduction in self.reduce)
+        if not lengths or not reductions:
+            raise PoolValueError("there is no window or no reduction", "Give at least one of each")
+        for what, names in (("windows", [n for n, _ in lengths]),
+                            ("reductions", [n for n, _ in reductions])):  # fmt: skip
+            if len(set(names)) < len(names):
+                raise PoolValueError(f"two {what} have one name: {', '.join(names)}", "Drop one")
+        for _, reduction in reductions:
+            if isinstance(reduction, Decay):
+                duration(reduction.half_life, "ns", "a half-life")
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "reductions", reductions)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Columns of the queries that attentions name."""
+        names = (r.query for _, r in self.reductions if isinstance(r, Attend))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of events that are read."""
+        names = (self.key, self.time, self.tie, self.known_at, self.value.column, self.weight)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def context(self) -> str:
+        """What an error was made during."""
+        windows = ", ".join(name for name, _ in self.lengths)
+        return f"events of {self.key!r} in windows {windows}"
+
+
+def _window(window: Any, unit: str) -> tuple[str, int | Calendar | None]:
+    if window is None or window == "all":
+        return "all", None
+    if isinstance(window, Calendar):
+        return f"calendar_{window.text}", window
+    ticks = duration(window, unit)
+    if isinstance(window, str):
+        return window, ticks
+    if isinstance(window, timedelta):
+        window = np.timedelta64(window)
+    return str(window).replace(" ", "_"), ticks

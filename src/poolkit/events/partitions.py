@@ -1,0 +1,183 @@
+"""`WindowPool.asof` of one partition, as Spark runs it on its executors, or any other engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import PoolError, PoolValueError
+from ..windows.durations import Calendar
+from .columns import EventColumns, QueryColumns, joined
+from .definition import Definition
+from .kernel import pool_events
+from .results import Pooled
+from .tables import arrow_of, keys_of, times_of
+
+__all__ = ["PartitionPool"]
+
+ROWS = 8192  # of one batch of results
+
+
+class PartitionPool:
+    """Pools the rows of one partition as they stream by, to the bits of `WindowPool.asof`.
+
+    For engines that shuffle: they bring the events and queries of each key together, and call this
+    on the rows of each partition. It can be pickled, and one serves any number of partitions. Rows
+    are Arrow batches of any size, as `event_rows` and `query_rows` make them, with the columns
+
+    - ``key`` and ``time``, of the event or the query;
+    - ``event``: a struct of the columns `event_columns`, null in the row of a query;
+    - ``query``: a struct of all columns of the queries, null in the row of an event.
+
+    All rows of a key lie in one partition, behind each other and in the order of their times. Rows
+    of one time may lie in any order, and so may keys. There is one row out for each query, in the
+    order in which they came: the columns of `schema`, those of the queries and those of the
+    specification.
+
+    What is held at a time is `memory` bytes of rows and their results or, if these are more, the
+    events of one key that its windows still reach, a few times.
+
+    Args:
+        spec: the definition.
+        events, queries: Arrow tables of the columns that there are, for their types. They may be
+            without rows, but vectors in lists of no fixed size need one event.
+        memory: bytes.
+
+    Raises:
+        PoolValueError, PoolTypeError: for columns that are missing or do not fit, at once; for
+            values that do not, and for rows in a wrong order, when they come.
+
+    >>> import numpy as np, pyarrow as pa
+    >>> from poolkit.events import Column, PartitionPool, WindowPool
+    >>> spec = WindowPool("user", "ts", Column("x"), windows=["7d"], reduce=["mean"], empty="zero")
+    >>> day = np.array(["2024-05-01", "2024-05-03", "2024-05-04"], "datetime64[s]")
+    >>> events = pa.table({"user": [1, 1], "ts": day[:2], "x": [1.0, 3.0]})
+    >>> queries = pa.table({"user": [1], "ts": day[2:], "label": ["bought"]})
+    >>> pool = PartitionPool(spec, events, queries)
+    >>> rows = pa.concat_tables([pool.event_rows(events), pool.query_rows(queries)])
+    >>> rows = rows.sort_by([("key", "ascending"), ("time", "ascending")])  # the engine's part
+    >>> [batch.select(["label", "mean_7d"]).to_pylist() for batch in pool(rows.to_batches())]
+    [[{'label': 'bought', 'mean_7d': [2.0]}]]
+    """
+
+    def __init__(self, spec: Definition, events: Any, queries: Any, memory: int = 2**25) -> None:
+        self.spec, self.memory = spec, memory
+        none = np.zeros(0, np.int64)
+        self._no_events = EventColumns.read(spec, events).take(none)
+        asked = queries.slice(0, 0)
+        pooled = pool_events(spec, self._no_events, QueryColumns.read(spec, asked))
+        self._row_bytes = sum(c.itemsize * math.prod(c.shape[1:]) for c in pooled.values())
+        self.schema = Pooled(pooled).to_arrow(asked).schema
+        """Of the batches that come out."""
+        rest = (name for name in spec.columns if name not in (spec.key, spec.time))
+        self.event_columns: tuple[str, ...] = tuple(dict.fromkeys((spec.value.column, *rest)))
+        """The columns of events in the struct ``event``."""
+        self._event_type = _struct(events.select(self.event_columns))
+        self._query_type = _struct(queries)
+        reach = [length.longest(spec.unit) if isinstance(length, Calendar) else length
+                 for _, length in spec.lengths]  # fmt: skip
+        self._reach = None if None in reach else max(length for length in reach if length)
+
+    def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The rows of a partition to Arrow batches of its results."""
+        kept, held, size = self._no_events, [], 0
+        for batch in batches:
+            held.append(batch)
+            queries = len(batch) - batch.column("query").null_count
+            size += batch.nbytes + queries * self._row_bytes
+            # As much as is kept, so that what is kept of a key is not read again for each batch.
+            if size >= max(self.memory, kept.nbytes):
+                results, kept = self._pooled(kept, held)
+                held, size = [], 0
+                yield from results
+        if held:
+            yield from self._pooled(kept, held)[0]
+
+    def event_rows(self, events: Any) -> Any:
+        """Rows of these events, an Arrow table or batch with their columns."""
+        return self._rows(events, "event", self.event_columns)
+
+    def query_rows(self, queries: Any) -> Any:
+        """Rows of these queries."""
+        return self._rows(queries, "query", queries.schema.names)
+
+    def _rows(self, table: Any, struct: str, names: Sequence[str]) -> Any:
+        pa = arrow_of("rows")
+        table = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
+        key = table.column(self.spec.key)
+        if pa.types.is_integer(key.type):
+            key = key.cast(pa.int64())
+        time, aware = times_of(table.column(self.spec.time), self.spec.time, self.spec.unit)
+        kinds = {"event": self._event_type, "query": self._query_type}
+        columns = {
+            name: table.select(names).to_struct_array() if name == struct
+            else pa.nulls(len(table), kind)
+            for name, kind in kinds.items()
+        }  # fmt: skip
+        clock = pa.timestamp(self.spec.unit, "UTC" if aware else None)
+        return pa.table({"key": key, "time": pa.array(time, clock), **columns})
+
+    def _pooled(self, kept: EventColumns, batches: list[Any]) -> tuple[list[Any], EventColumns]:
+        """The results of some rows behind the events that are kept, and those to keep then."""
+        pa = arrow_of("partitions")
+        rows = pa.Table.from_batches(batches)
+        try:
+            events = self._events(kept, rows.filter(rows.column("event").is_valid()))
+            asked = rows.filter(rows.column("query").is_valid())
+            results: list[Any] = []
+            if len(asked):
+                columns = _columns(asked, "query")
+                queries = QueryColumns.read(self.spec, {**columns, **self._places(asked)})
+                pooled = Pooled(pool_events(self.spec, events, queries))
+                results = pooled.to_arrow(pa.table(columns)).to_batches(max_chunksize=ROWS)
+            return results, self._reached(events, rows)
+        except PoolError as error:
+            raise error.during(f"{self.spec.context}, in {len(rows)} rows of a partition") from None
+
+    def _places(self, rows: Any) -> dict[str, Any]:
+        return {self.spec.key: rows.column("key"), self.spec.time: rows.column("time")}
+
+    def _events(self, kept: EventColumns, rows: Any) -> EventColumns:
+        """The events in these rows behind those that are kept."""
+        if not len(rows):
+            return kept
+        table = {**_columns(rows, "event"), **self._places(rows)}
+        events, none = EventColumns.read(self.spec, table), self._no_events
+        if events.values is not None and none.values is not None:
+            width, others = none.values.shape[1], events.values.shape[1]
+            if width != others:
+                raise PoolValueError(
+                    f"{self.spec.value.column} holds vectors of {width} and of {others} numbers",
+                    "All must have the same width",
+                )
+        return joined([kept, events]) if len(kept) else events
+
+    def _reached(self, events: EventColumns, rows: Any) -> EventColumns:
+        """Those that later queries may see: they are of the last key, and not before it."""
+        keys, (time, _) = rows.column("key"), times_of(rows.column("time"), "time", self.spec.unit)
+        back = np.flatnonzero(time[1:] < time[:-1])  # where another key begins
+        for key, following in zip(keys.take(back), keys.take(back + 1), strict=True):
+            if key == following:
+                raise PoolValueError(
+                    f"rows of the key {key.as_py()!r} are not in the order of their times",
+                    "Sort the rows of each key by time",
+                )
+        last = keys_of(keys.slice(len(keys) - 1), "key").of(events.keys)
+        seen = events.keys.codes == last[0]
+        if self._reach is not None:
+            seen &= events.time >= max(int(time[-1]) - self._reach, np.iinfo(np.int64).min)
+        return events.take(np.flatnonzero(seen))
+
+
+def _struct(table: Any) -> Any:
+    return arrow_of("rows").struct(list(table.schema))
+
+
+def _columns(rows: Any, struct: str) -> dict[str, Any]:
+    """The columns in one of structs."""
+    column = rows.column(struct)
+    names = [column.type.field(i).name for i in range(column.type.num_fields)]
+    return dict(zip(names, column.flatten(), strict=True))
