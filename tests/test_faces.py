@@ -96,12 +96,34 @@ def test_windows_beyond_the_border_are_black():
     assert detection.windows(pixels, torch.zeros(0, 5), 4).shape == (0, 3, 4, 4)
 
 
+@pytest.mark.parametrize(
+    "box", [[30, 30, 40, 40], [-40, 3, -30, 13], [-10, -10, 30, 30], [5, 5, 5, 5], [19, 0, 20, 1]]
+)
+def test_windows_may_lie_anywhere(box):
+    pixels = torch.full((3, 20, 20), 255, dtype=torch.uint8)
+    (cut,) = detection.windows(pixels, torch.tensor([[*box, 1.0]]), 4)
+    left, top, right, bottom = box
+    inside = max(0, min(20, right) - max(0, left)) * max(0, min(20, bottom) - max(0, top))
+    share = inside / max(1, (right - left) * (bottom - top))
+    assert float((cut * 128 + 127.5).mean() / 255) == pytest.approx(share, abs=0.02)
+
+
 def test_suppression_keeps_the_best_of_what_overlaps():
     boxes = torch.tensor(
         [[0, 0, 10, 10, 0.5], [1, 0, 11, 10, 0.9], [20, 20, 30, 30, 0.7], [2, 2, 4, 4, 0.6]]
     )
     assert detection._kept(boxes, 0.5).tolist() == [1, 2, 3]
     assert detection._kept(boxes, 0.5, of_smaller=True).tolist() == [1, 2]
+
+
+def test_of_very_many_boxes_the_best_are_looked_at():
+    count = 50_000  # held against each other they would take 20 GB
+    boxes = torch.zeros(count, 5)
+    boxes[:, :2] = 10 * torch.arange(count)[:, None]
+    boxes[:, 2:4] = boxes[:, :2] + 5
+    boxes[:, 4] = torch.arange(count)
+    kept = detection._kept(boxes, 0.5)
+    assert kept.tolist() == list(range(count - 1, count - 1 - detection._MOST, -1))
 
 
 def test_networks_pool_with_torch():

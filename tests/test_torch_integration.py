@@ -139,6 +139,26 @@ def test_the_count_of_graphs_can_fail() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
+def test_a_compiled_pooling_takes_the_layout_of_the_convolution_before() -> None:
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3),
+        poolkit.nn.MaxPool2d(3, 2, ceil_mode=True),
+        torch.nn.Conv2d(16, 8, 3),
+    ).requires_grad_(False)
+    x = torch.randn(1, 3, 40, 40)
+    out, (code,) = run_and_get_code(torch.compile(net, fullgraph=True, dynamic=False), x)
+    torch.testing.assert_close(out, net(x))
+    # The compiler runs convolutions channels last. A copy between one and the pooling, or behind
+    # it, would be a buffer of its own.
+    convolved, _ = re.findall(r"(buf\d+) = extern_kernels.convolution", code)
+    assert re.findall(r"poolkit.pool.default\((buf\d+)", code) == [convolved]
+    assert not re.findall(r"empty_strided_cpu\(\(1, 16,", code)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
 def test_compile_with_inductor() -> None:
     torch._dynamo.reset()
     x = torch.randn(2, 4, 16, 16)
@@ -157,6 +177,7 @@ def test_compile_with_inductor() -> None:
 
 EXPORTED = [
     poolkit.nn.MaxPool2d(3, 2, 1),
+    poolkit.nn.MaxPool2d(3, 2, ceil_mode=True),
     poolkit.nn.AvgPool2d(3),
     poolkit.nn.AdaptiveMaxPool2d(5, return_indices=True),
     poolkit.nn.Pool("Pyramid((2, 1))", "max"),

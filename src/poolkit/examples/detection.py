@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from poolkit.examples.faces import FaceNetworks, load, normalise, photograph
+from poolkit.examples.faces import CROP_SIZES, FaceNetworks, load, normalise, photograph
 from poolkit.inspection.records import Photograph
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 _STRIDE, _CELL = 2, 12  # P-Net looks at 12x12 pixels, every 2
+_AT_ONCE = 16  # windows, so that memory does not grow with their number
+_MOST = 1000  # boxes that are held against each other: of noise there may be any number
+
+Network = Callable[[torch.Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,18 @@ class Face:
     probability: float
 
 
-def proposals(pixels: torch.Tensor, smallest: int = 40, threshold: float = 0.6) -> torch.Tensor:
+def proposals(
+    pixels: torch.Tensor,
+    smallest: int = 40,
+    threshold: float = 0.6,
+    network: Network | None = None,
+) -> torch.Tensor:
     """Windows that P-Net takes for a face, best first, as (n, 5): left, top, right, bottom, score.
 
     ``pixels`` is uint8 (3, H, W). The photograph is looked at in every scale from ``smallest``
     pixels a face up to the whole, each 0.709 (half the area) of the one before.
     """
-    network, image = load("P-Net"), normalise(pixels)[None]
+    network, image = network or load("P-Net"), normalise(pixels)[None]
     found, scale = [torch.zeros(0, 5)], _CELL / smallest
     while min(image.shape[2:]) * scale >= _CELL:
         size = [max(_CELL, round(side * scale)) for side in image.shape[2:]]
@@ -49,28 +60,65 @@ def windows(pixels: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tenso
 
     Beyond the border of the photograph there is black.
     """
-    square = _squared(boxes).round().int()
-    side = max([1, *(square[:, 2] - square[:, 0]).tolist()])
-    padded = F.pad(pixels, (side, side, side, side))
     cut = []
-    for left, top, right, bottom in (square + side).tolist():
-        window = padded[None, :, max(0, top) : bottom, max(0, left) : right].float()
+    for left, top, right, bottom in _squared(boxes).round().int().tolist():
+        window = torch.zeros(1, 3, max(1, bottom - top), max(1, right - left))
+        inside = pixels[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
+        row, column = max(0, -top), max(0, -left)
+        height, width = inside.shape[1:]
+        window[0, :, row : row + height, column : column + width] = inside
         cut.append(F.interpolate(window, (size, size), mode="area")[0])
     return normalise(torch.stack(cut)) if cut else torch.zeros(0, 3, size, size)
 
 
 def detect(pixels: torch.Tensor) -> list[Face]:
     """Find the faces in a photograph, uint8 (3, H, W), best first."""
-    refine, output = load("R-Net"), load("O-Net")
-    boxes = proposals(pixels)
+    return detect_each([pixels], {name: load(name) for name in CROP_SIZES})[0]
+
+
+def detect_each(
+    photographs: Sequence[torch.Tensor], networks: Mapping[str, Network]
+) -> list[list[Face]]:
+    """Find the faces in each photograph, best first.
+
+    ``networks`` are P-Net, R-Net and O-Net by name. The candidates of all photographs go through
+    R-Net and through O-Net together, in batches.
+    """
+    none: list[list[Face]] = [[] for _ in photographs]
+    boxes = [proposals(pixels, network=networks["P-Net"]) for pixels in photographs]
+    if not any(map(len, boxes)):
+        return none
+    answers = _answers(networks["R-Net"], photographs, boxes, CROP_SIZES["R-Net"])
+    boxes = [_refined(found, *answer) for found, answer in zip(boxes, answers, strict=True)]
+    if not any(map(len, boxes)):
+        return none
+    answers = _answers(networks["O-Net"], photographs, boxes, CROP_SIZES["O-Net"])
+    return [_faces(found, *answer) for found, answer in zip(boxes, answers, strict=True)]
+
+
+def _answers(
+    network: Network,
+    photographs: Sequence[torch.Tensor],
+    boxes: Sequence[torch.Tensor],
+    size: int,
+) -> list[tuple[torch.Tensor, ...]]:
+    """What a network says of the boxes of each photograph."""
+    cut = [windows(pixels, found, size) for pixels, found in zip(photographs, boxes, strict=True)]
     with torch.no_grad():
-        probability, offset = refine(windows(pixels, boxes, 24))
-        sure = probability > 0.7
-        boxes = _moved(_squared(boxes[sure]), offset[sure])
-        boxes = _separate(torch.cat([boxes, probability[sure, None]], 1), 0.7)
-        if not len(boxes):
-            return []
-        probability, offset, points = output(windows(pixels, boxes, 48))
+        parts = [network(part) for part in torch.cat(cut).split(_AT_ONCE)]
+    outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
+    return list(zip(*(out.split([len(part) for part in cut]) for out in outputs), strict=True))
+
+
+def _refined(boxes: torch.Tensor, probability: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    sure = probability > 0.7
+    boxes = _moved(_squared(boxes[sure]), offset[sure])
+    return _separate(torch.cat([boxes, probability[sure, None]], 1), 0.7)
+
+
+def _faces(
+    boxes: torch.Tensor, probability: torch.Tensor, offset: torch.Tensor, points: torch.Tensor
+) -> list[Face]:
     square, sure = _squared(boxes), probability > 0.7
     width = (square[:, 2:3] - square[:, :1]).expand(-1, 5)
     marks = torch.stack(
@@ -125,9 +173,9 @@ def _kept(boxes: torch.Tensor, overlap: float, of_smaller: bool = False) -> torc
     """Greedy non-maximum suppression: indices of the boxes kept, best first.
 
     A box goes if it shares more than ``overlap`` of the union (or of the smaller of the two)
-    with a better one.
+    with a better one. Only the best are looked at, as each is held against each.
     """
-    order = boxes[:, 4].argsort(descending=True, stable=True)
+    order = boxes[:, 4].argsort(descending=True, stable=True)[:_MOST]
     corners = boxes[order]
     area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     low = torch.maximum(corners[:, None, :2], corners[None, :, :2])
@@ -136,8 +184,8 @@ def _kept(boxes: torch.Tensor, overlap: float, of_smaller: bool = False) -> torc
     smaller = torch.minimum(area[:, None], area[None])
     whole = smaller if of_smaller else area[:, None] + area[None] - shared
     close = shared > overlap * whole
-    alive = torch.ones(len(boxes), dtype=torch.bool)
-    for index in range(len(boxes)):
+    alive = torch.ones(len(order), dtype=torch.bool)
+    for index in range(len(order)):
         if alive[index]:
             alive[index + 1 :] &= ~close[index, index + 1 :]
     return order[alive]

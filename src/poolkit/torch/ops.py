@@ -65,7 +65,12 @@ __all__ = [
 torch.compiler.assume_constant_result(parts_of)
 
 _library = torch.library.Library("poolkit", "DEF")
-_library.define("pool(Tensor x, str window, str reduction, int ndim) -> Tensor")
+# Inductor turns convolutions into channels last, and would turn what lies between two of them back
+# for an operator that does not say that it takes either.
+_ANY_LAYOUT = torch.Tag.flexible_layout
+_library.define(
+    "pool(Tensor x, str window, str reduction, int ndim) -> Tensor", tags=(_ANY_LAYOUT,)
+)
 _library.define("pool_positions(Tensor x, str window, str reduction, int ndim) -> (Tensor, Tensor)")
 _library.define("scatter(Tensor grad, Tensor positions, str window, SymInt[] spatial) -> Tensor")
 _library.define("spread(Tensor grad, str window, str reduction, SymInt[] spatial) -> Tensor")

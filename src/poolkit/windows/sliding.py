@@ -155,7 +155,10 @@ class Sliding(Window):
                         "Use a smaller kernel, more padding, or an adaptive window",
                     )
                 outputs = (room + (s - 1 if self.ceil_mode else 0)) // s + 1
-                if self.ceil_mode and (outputs - 1) * s >= size + before:
+                # A window that would lie in the padding is dropped. Most cannot, whatever the size,
+                # and then the size is not asked: a graph with free sizes would be tied to them.
+                beyond = self.ceil_mode and after + s > reach
+                if beyond and (outputs - 1) * s >= size + before:
                     outputs -= 1
             check_outputs(outputs, axis)
             rows.append((size, k, s, before, d, outputs))
