@@ -541,9 +541,7 @@ def window(
 
     with whole(output) as temporary:
         pq.write_table(out, temporary)
-    _console().print(
-        f"{out.num_rows} rows, {len(pooled)} columns: {output}", soft_wrap=True
-    )
+    _console().print(f"{out.num_rows} rows, {len(pooled)} columns: {output}", soft_wrap=True)
     return 0
 
 

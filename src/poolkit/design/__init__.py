@@ -10,6 +10,7 @@
 """
 
 from poolkit.design.advising import advise
-from poolkit.design.records import Advice, Alternative, Claim, Draft, Site
+from poolkit.design.records import Alternative, Claim, Draft, Site
+from poolkit.design.report import Advice
 
 __all__ = ["Advice", "Alternative", "Claim", "Draft", "Site", "advise"]

@@ -13,7 +13,8 @@ from poolkit.design.alternatives import Proposal, fitted_heads, proposals
 from poolkit.design.calls import calls_as_modules
 from poolkit.design.literature import EFFECTIVE_FIELD, LITERATURE
 from poolkit.design.paper import Paper, sized
-from poolkit.design.records import Advice, Alternative, Draft
+from poolkit.design.records import Alternative, Draft
+from poolkit.design.report import Advice
 from poolkit.design.sites import Subject
 from poolkit.errors import PoolError, PoolTypeError, PoolValueError
 from poolkit.inspection.exported import ExportedModel

@@ -10,7 +10,7 @@ from torch import nn
 
 from poolkit.design.advising import advise
 from poolkit.design.paper import is_size, on_paper, read_size
-from poolkit.design.records import Advice
+from poolkit.design.report import Advice
 from poolkit.errors import PoolError, PoolTypeError, PoolValueError
 from poolkit.inspection.sources import load_inputs, load_model
 

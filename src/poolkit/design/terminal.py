@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from poolkit.design.literature import EFFECTIVE_FIELD
-from poolkit.design.records import Advice, Alternative, Draft, Site
+from poolkit.design.records import Alternative, Draft, Findings, Site
 from poolkit.errors import MissingExtraError
 from poolkit.inspection.terminal import plain_table
 from poolkit.inspection.wording import human_bytes, human_shape, human_share
@@ -20,7 +20,7 @@ except ModuleNotFoundError:
 from poolkit.comparison.terminal import human_number
 
 
-def lines(advice: Advice, width: int = 120) -> Iterator[RenderableType]:
+def lines(advice: Findings, width: int = 120) -> Iterator[RenderableType]:
     """What to print of an advice on a terminal of ``width`` columns, piece by piece."""
     yield Text.assemble((advice.model, "bold"), f"  {', '.join(advice.inputs)}")
     draft = advice.draft
