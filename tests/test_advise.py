@@ -509,6 +509,20 @@ def test_errors(model, inputs, error, message):
     assert message in str(raised.value)
 
 
+def test_pools_that_return_positions_and_unpooling():
+    class There(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.back = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.back(*self.pool(x))
+
+    pool, back = advise(There(), "1x1x8x8").sites
+    assert rows(pool)["average"].problem.startswith("it returns positions too")
+    assert (back.kind, back.alternatives) == ("other", [])
+
+
 def test_what_has_to_change_with_an_alternative_is_said():
     row = rows(site(advise(flat(), "1x1x9x9"), "1"))["ceil mode"]
     assert row.changes == "nothing is dropped; gives 5×5, not 4×4; 3 reads 100 values, not 64"

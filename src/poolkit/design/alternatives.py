@@ -68,7 +68,7 @@ def proposals(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposal]
         "window": _for_window, "convolution": _for_convolution, "global": _for_global,
         "bins": _for_bins, "head": _for_head,
     }  # fmt: skip
-    if not subject.part and not subject.repeated:
+    if subject.site.kind in kinds and not subject.part and not subject.repeated:
         yield from kinds[subject.site.kind](subject, others)
 
 
@@ -257,7 +257,7 @@ def _for_global(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposa
 
 
 def _for_bins(subject: Subject, others: Sequence[Subject]) -> Iterator[Proposal]:
-    if subject.window is None or subject.reduction is None:
+    if subject.reduction is None:
         return
     if isinstance(inner_of(subject.reduction), Mean):
         yield _reduced(subject, "max", Max(), "max")
@@ -294,6 +294,8 @@ def _place(subject: Subject, model: nn.Module) -> Place:
     if subject.traced is not None:
         place.inputs.append(subject.traced.input.shape)
         place.outputs.append(subject.traced.output.shape)
+    if getattr(place.module, "return_indices", False):
+        raise PoolValueError("it returns positions too, which no other pooling has")
     if subject.site.kind not in ("convolution", "head"):
         check_replaceable(model, place)
     return place

@@ -78,7 +78,7 @@ class Site:
         name: of the module; the empty name is the model itself.
         kind: ``window`` (it slides), ``bins`` (as many as it is told), ``global`` (one value is
             left), ``convolution`` (with a stride), ``head`` (a linear layer that reads every
-            position of a map by itself).
+            position of a map by itself), ``other`` (as an unpooling).
         operation: what it does, in words.
         source: the line that calls it, as ``net.py:42``, if no module is nothing but this.
         in_shape, out_shape: of its input and its output.

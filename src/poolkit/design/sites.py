@@ -118,8 +118,10 @@ def _pooling(
         kind = "convolution"
     elif isinstance(window, Global) or (after is not None and max(after.shape[2:]) == 1):
         kind = "global"
+    elif isinstance(window, Sliding):
+        kind = "window"
     else:
-        kind = "window" if isinstance(window, Sliding) else "bins"
+        kind = "other" if window is None else "bins"
     site = Site(
         name=traced.name,
         kind=kind,
