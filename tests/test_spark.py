@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ REDUCE = ["count", "sum", "mean", "max", "min", "std", decay("20s"), last(5), at
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """A driver, a master, and two workers with an executor each, all of them on this machine."""
+    if not shutil.which("java") and "JAVA_HOME" not in os.environ:
+        pytest.skip("Spark needs Java")
     home = tmp_path_factory.mktemp("spark")  # where workers write, beside what is installed
     for path in Path(pyspark.__file__).parent.iterdir():
         (home / path.name).symlink_to(path)
