@@ -317,7 +317,7 @@ def sections(cases: list[Case]) -> Iterator[Section]:
             f"{title}, {shape}",
             COLUMNS,
             [row(case) for case in mine],
-            lines=[f"{poolings} layers pool."] if poolings else [],
+            lines=[f"Layers that pool: {poolings}."] if poolings else [],
         )
 
 
@@ -367,11 +367,11 @@ def document(record: Record, accuracy: Section | None) -> str:
     parts = [
         "# Whole models\n\n"
         "What `poolkit.optimize` brings to networks that are used, and how much of them is pooling "
-        "at all. Written by\n\n```console\n$ python benchmarks/models.py --json models.json "
-        "--output docs/models.md\n```\n\n"
+        f"at all. Written by\n\n```console\n$ python benchmarks/models.py --threads "
+        f"{facts['threads']} --json models.json --output docs/models.md\n```\n\n"
         f"on {in_words(facts['threads'])} of {facts['usable_cores']} cores of an {facts['cpu']} "
         f"({facts['poolkit_isa']}), torch {facts['torch']}, float32. The load average was "
-        f"{', '.join(f'{load:.1f}' for load in record.loads)} when it began.",
+        f"{', '.join(f'{load:.1f}' for load in record.loads)} when it began, once for each part.",
         "\n".join(f"- {line}" for line in HOW_TO_READ),
         *([as_markdown(accuracy)] if accuracy else []),
         *map(as_markdown, sections(cases)),
@@ -412,17 +412,20 @@ def main() -> None:
     torch.set_grad_enabled(False)
     warnings.filterwarnings("ignore", module="torch")
     record = Record(options.json, facts_now(options.threads))
-    record.loads.append(os.getloadavg()[0])
     runs = RUNS[:1] if options.no_compile else RUNS
     asked = product(
         chosen(options.models, list(MODELS), "model"),
         chosen(options.layouts, list(LAYOUTS), "layout"),
         map(int, options.batches.split(",")),
     )
+    began = False
     for name, layout, batch in asked:
         missing = [run for run in runs if (name, run, layout, batch) not in record.cases]
         if not missing:
             continue
+        if not began:
+            record.loads.append(os.getloadavg()[0])
+            began = True
         try:
             for case in measure(name, layout, batch, missing, options):
                 record.add(case)
