@@ -502,7 +502,7 @@ def test_real_times():
     (layer,) = report.layers
     assert layer.before_ms > 0
     assert report.share > 0
-    assert "These layers take" in str(report)
+    assert "These layers " in str(report)
     data = json.loads(report.to_json())
     assert data["tier"] == "graph"
     assert data["share"] == pytest.approx(report.share)

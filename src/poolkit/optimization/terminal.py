@@ -56,12 +56,13 @@ def lines(report: Changes) -> Iterator[RenderableType]:
 
 def _share(report: Changes) -> str:
     """How much there was to gain."""
-    text = (
-        f"These layers take {human_share(report.share)} of the model's {human_ms(report.model_ms)}"
-    )
     if report.limit is None:
-        return f"{text}."
+        return (
+            "These layers alone took longer than the whole model: the machine is too busy to say "
+            "what their share is."
+        )
     return (
-        f"{text}: whatever is done to them, it cannot become more than {report.limit:.2f} times as "
-        "fast."
+        f"These layers take {human_share(report.share)} of the model's "
+        f"{human_ms(report.model_ms)}: whatever is done to them, it cannot become more than "
+        f"{report.limit:.2f} times as fast."
     )
