@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--master", default="local[2]")
     parser.add_argument("--partitions", type=int, default=8, help="of a shuffle")
     given = parser.parse_args()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # not the first in the path
     with tempfile.TemporaryDirectory() as folder:
         session = (
             SparkSession.builder.master(given.master)
