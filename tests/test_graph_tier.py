@@ -584,13 +584,7 @@ def test_saves_and_loads_in_another_process(net, tmp_path):
         "torch.testing.assert_close(program.module()(x), expected, rtol=1e-5, atol=1e-6)\n"
     )
     files = [str(path), str(tmp_path / "pair.pt")]
-    subprocess.run([sys.executable, "-S", "-c", code, *files], check=True, env=environment())
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, *files], check=True)
 
 
 def test_saved_programs_know_their_layers(net, tmp_path):
