@@ -276,6 +276,58 @@ def test_a_tick_decides() -> None:
         asked_at(times, unit="s")
 
 
+@pytest.mark.parametrize("unit", ["W", "h", "m", "500ms", "40us", "7s", "ps", "3fs"])
+@pytest.mark.parametrize("ticks", ["us", "ns"])
+def test_units_of_any_step(unit: str, ticks: str) -> None:
+    """A step of a unit is seen a tick behind it, and not at it."""
+    dtype = np.dtype(f"datetime64[{unit}]")
+    step = 10**15 if unit in ("ps", "3fs") else 3  # whole microseconds
+    times = np.array([step], np.int64).astype(dtype)
+    at = times.astype(f"datetime64[{ticks}]")
+    at = np.concatenate([at, at + 1])
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"], unit=ticks)
+    out = spec.asof({"user": [0], "ts": times, "x": [1.0]}, {"user": [0, 0], "ts": at})
+    assert out["count_all"].tolist() == [0, 1]
+    assert poolkit.TimeWindow(None, times=times, at=at).count.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("unit", "begin"), [("M", "1969-06-01"), ("Y", "1969-01-01")])
+def test_months_and_years(unit: str, begin: str) -> None:
+    times = np.array(["1969-06"], f"datetime64[{unit}]")
+    at = np.array([begin], "datetime64[s]") + np.array([0, 1])
+    assert poolkit.TimeWindow(None, times=times, at=at).count.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "message"),
+    [
+        (np.array([1], "datetime64[500ms]"), "s", "in ms that are no whole s.*unit='ms'"),
+        (np.array([900], "datetime64[ps]"), "ns", r"no whole ns.*Round them to datetime64\[ns\]"),
+        (np.array(["1600-01-01"], "datetime64[D]"), "ns", "do not fit 64 bits in ns"),
+        (np.array([2**62], "datetime64[Y]"), "us", "do not fit 64 bits"),
+    ],
+)
+def test_times_are_never_rounded(times: np.ndarray, unit: str, message: str) -> None:
+    with pytest.raises(PoolValueError, match=message):
+        asked_at(times, unit=unit)
+
+
+@pytest.mark.parametrize("begin", [1_000_000, -1_000_000])
+def test_nanoseconds_of_pandas(begin: int) -> None:
+    pandas = pytest.importorskip("pandas")
+    ticks = np.array([900, 899, 901]) + begin
+    times = pandas.to_datetime(ticks, unit="ns", utc=True)
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"], unit="ns")
+    events = {"user": [0], "ts": pandas.Series(times[:1]), "x": [1.0]}
+    queries = {"user": [0] * 3, "ts": pandas.Series(times)}
+    assert spec.asof(events, queries)["count_all"].tolist() == [0, 0, 1]
+    coarse = dataclasses.replace(spec, unit="us")
+    with pytest.raises(PoolValueError, match=r"no whole us.*unit='ns'"):
+        coarse.asof(events, queries)
+    with pytest.raises(PoolValueError, match="ts holds NaT"):
+        spec.asof({**events, "ts": pandas.Series([pandas.NaT], dtype=object)}, queries)
+
+
 def test_times_at_the_end_of_the_scale() -> None:
     """The window begins before any time there is."""
     times = np.array([np.iinfo(np.int64).min + 5], np.int64).astype("datetime64[us]")
@@ -464,12 +516,23 @@ def test_time_windows_have_gradients() -> None:
         ({"keys": [1, 2], "at_keys": [1, 2]}, "keys of shape"),
         ({"keys": [1, 2], "at_keys": ["a"]}, "Convert one of them"),
         ({"length": "2y"}, "no fixed duration"),
+        ({"times": np.array([1, 2], "datetime64[ps]")}, "times holds .* no whole ns"),
+        (
+            {"times": np.array([-400, 0], "datetime64[Y]"), "at": np.array([0], "datetime64[ns]")},
+            "times holds times that do not fit 64 bits in ns",
+        ),
     ],
 )
 def test_bad_time_windows(change: dict[str, Any], message: str) -> None:
     given = {"length": "1s", "times": GOOD["ts"], "at": GOOD["ts"][:1], **change}
     with pytest.raises(poolkit.PoolError, match=message):
         poolkit.TimeWindow(**given)
+
+
+def test_steps_of_time_windows() -> None:
+    half = np.array([0, 1, 2, 3], "datetime64[500ms]")
+    window = poolkit.TimeWindow("1s", times=half, at=np.array([4], "datetime64[500ms]"))
+    assert window.count.tolist() == [2]
 
 
 def test_rows_without_times() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, PoolTypeError, PoolValueError
-from ..windows.durations import UNITS
+from ..windows.ticks import ticks_in, ticks_of
 
 __all__ = [
     "Keys",
@@ -172,27 +172,30 @@ def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
             source, ticks = "ms", column.cast(pa.int64()).to_numpy()
         else:
             raise _no_time(name, kind)
-        return _in_unit(ticks, source, name, unit), aware
+        return ticks_in(ticks, source, name, unit), aware
     if column.dtype.kind != "M":
         if column.dtype.kind == "O" and all(isinstance(t, date) for t in column.tolist()):
             return _of_datetimes(column.tolist(), name, unit)
         raise _no_time(name, column.dtype)
-    source, count = np.datetime_data(column.dtype)
-    if np.isnat(column).any():
-        raise PoolValueError(f"{name} holds NaT", "Drop those rows")
-    if count != 1 or source not in ("D", *UNITS):
-        column, source = column.astype("datetime64[s]"), "s"
-    return _in_unit(column.astype(np.int64), source, name, unit), False
+    return ticks_of(column, name, unit), False
 
 
 def _of_datetimes(times: list[date], name: str, unit: str) -> tuple[np.ndarray, bool]:
+    if any(t != t for t in times):  # NaT of pandas
+        raise PoolValueError(f"{name} holds NaT", "Drop those rows")
     whole = [t if isinstance(t, datetime) else datetime(t.year, t.month, t.day) for t in times]
     aware = {t.tzinfo is not None for t in whole}
     if len(aware) > 1:
         raise PoolTypeError(f"{name} has a time zone in some rows alone", "Give all one, or none")
     epoch = datetime(1970, 1, 1, tzinfo=UTC if True in aware else None)
-    ticks = np.array([(t - epoch) // timedelta(microseconds=1) for t in whole], dtype=np.int64)
-    return _in_unit(ticks, "us", name, unit), True in aware
+    micro = timedelta(microseconds=1)
+    # A Timestamp of pandas is a datetime with nanoseconds.
+    rest = np.array([getattr(t, "nanosecond", 0) for t in whole], dtype=np.int64)
+    ticks = np.array([(t - epoch) // micro for t in whole], dtype=np.int64)
+    if not rest.any():
+        return ticks_in(ticks, "us", name, unit), True in aware
+    ticks = ticks_in(ticks, "us", name, "ns") + rest
+    return ticks_in(ticks, "ns", name, unit), True in aware
 
 
 def _no_time(name: str, kind: Any) -> PoolTypeError:
@@ -200,27 +203,6 @@ def _no_time(name: str, kind: Any) -> PoolTypeError:
         f"{name} holds {kind}, which does not say what time it is",
         "Convert it to timestamps: seconds since 1970, for instance, by astype('datetime64[s]')",
     )
-
-
-def _in_unit(ticks: np.ndarray, source: str, name: str, unit: str) -> np.ndarray:
-    ticks = np.ascontiguousarray(ticks, dtype=np.int64)
-    have, want = (1 if source == "D" else UNITS[source]), UNITS[unit]
-    up = 86400 * want if source == "D" else want // have
-    if up >= 1:
-        limit = (2**63 - 1) // up
-        if len(ticks) and (ticks.max() > limit or ticks.min() < -limit):
-            raise PoolValueError(
-                f"{name} holds times that do not fit 64 bits in {unit}", "Use a coarser unit"
-            )
-        return ticks * up if up > 1 else ticks
-    down = have // want
-    coarse = ticks // down
-    if (coarse * down != ticks).any():
-        raise PoolValueError(
-            f"{name} holds times in {source} that are no whole {unit}",
-            f"Write unit={source!r} in the specification",
-        )
-    return coarse
 
 
 def order_of(column: Any, name: str, unit: str) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import PoolTypeError, PoolValueError
-from .durations import Calendar, duration, looked_back
+from .durations import UNITS, Calendar, duration, looked_back
 from .segments import Rows, Segments, _taken
+from .ticks import ticks_of
 
 __all__ = ["TimeWindow"]
 
@@ -82,7 +83,7 @@ class TimeWindow(Segments):
 
 
 def _ticks(times: Any, at: Any) -> tuple[tuple[np.ndarray, np.ndarray], str]:
-    """Both as 64-bit ticks of the finer of their units, and that unit."""
+    """Both as 64-bit ticks of the finer of their units, of "s" to "ns", and that unit."""
     arrays = [np.asarray(times), np.asarray(at)]
     for name, array in zip(("times", "at"), arrays, strict=True):
         if array.dtype.kind != "M" or array.ndim != 1:
@@ -90,16 +91,12 @@ def _ticks(times: Any, at: Any) -> tuple[tuple[np.ndarray, np.ndarray], str]:
                 f"{name} must be datetime64 in one row, got {array.dtype} {array.shape}",
                 "Convert them: seconds since 1970, for instance, by astype('datetime64[s]')",
             )
-        if np.isnat(array).any():
-            raise PoolValueError(f"{name} holds NaT", "Drop those rows")
-    finest = np.result_type(*arrays, "datetime64[s]")
-    unit = np.datetime_data(finest)[0]
-    if unit not in ("s", "ms", "us", "ns"):
-        raise PoolTypeError(f"times of {unit} are too fine", "Convert them to datetime64[ns]")
-    return (
-        arrays[0].astype(finest).astype(np.int64),
-        arrays[1].astype(finest).astype(np.int64),
-    ), unit
+    sources = {np.datetime_data(array.dtype)[0] for array in arrays}
+    if sources & {"ps", "fs", "as"}:
+        unit = "ns"
+    else:
+        unit = max(("s", *(sources & UNITS.keys())), key=UNITS.__getitem__)
+    return (ticks_of(arrays[0], "times", unit), ticks_of(arrays[1], "at", unit)), unit
 
 
 def _codes(keys: Any, at_keys: Any, rows: int, moments: int) -> tuple[np.ndarray, np.ndarray]:
