@@ -132,6 +132,17 @@ def test_keys_that_do_not_meet(tables: Any, tmp_path: Path) -> None:
     for memory in (2**20, 2**30):
         with pytest.raises(PoolTypeError, match="events are text, those of queries integers"):
             SPEC.asof(tmp_path / "e.parquet", tables[1], memory=memory)
+    place = events.schema.get_field_index("user")
+    for kind in (pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())):
+        raw = arrow(text(tables[0]))
+        raw = raw.set_column(place, "user", raw.column("user").cast(pa.binary()).cast(kind))
+        for log in (raw, raw.slice(0, 0)):
+            with pytest.raises(PoolTypeError, match="events are bytes, those of queries text"):
+                SPEC.asof(log, queries)
+        pq.write_table(raw, tmp_path / "b.parquet")
+        for memory in (2**20, 2**30):
+            with pytest.raises(PoolTypeError, match="events are bytes, those of queries text"):
+                SPEC.asof(tmp_path / "b.parquet", queries, memory=memory)
 
 
 def test_files_that_are_none(tables: Any, tmp_path: Path) -> None:

@@ -386,6 +386,7 @@ GOOD = {"user": [0, 1], "ts": np.array([0, 1], "datetime64[s]"), "x": [1.0, 2.0]
         ({"user": [0.5, 1.0]}, {}, "float64, which is no key"),
         ({"user": np.array(["a", 1], object)}, {}, "int, str, which are no keys"),
         ({"user": ["a", "b"]}, {}, "events is text.*|events are text, those of queries integers"),
+        ({"user": [b"a", b"b"]}, {}, "events are bytes, those of queries integers"),
         ({"x": [1.0]}, {}, "different lengths"),
         ({}, {"weight": "dwell"}, "no column 'dwell'. They have|no column 'dwell'"),
         ({}, {"empty": "error"}, "query 0 sees no event"),
@@ -441,6 +442,37 @@ def test_lookup_by_ids() -> None:
         Lookup("item", table, ids=["a", "a"])
     with pytest.raises(PoolTypeError, match="ids of its rows"):
         WindowPool("user", "ts", Lookup("item", table), [None]).asof(events, queries)
+
+
+@pytest.mark.parametrize("dtype", [None, object])
+def test_bytes_are_no_text(dtype: Any) -> None:
+    """They would never meet, and every window would be empty."""
+    raw, text = np.array([b"a"], dtype), np.array(["a"], dtype)
+    at = {"ts": GOOD["ts"][:1], "x": [1.0]}
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"])
+    with pytest.raises(PoolTypeError, match="keys of events are bytes, those of queries text"):
+        spec.asof({"user": raw, **at}, {"user": text, **at})
+    state = spec.state()
+    state.update({"user": raw, **at})
+    with pytest.raises(PoolTypeError, match="keys of events are bytes, those of queries text"):
+        state.query("a", GOOD["ts"][1])
+    assert state.query(b"a", GOOD["ts"][1])["count_all"] == 1
+    lookup = Lookup("item", np.eye(1), ids=text, missing="skip")
+    spec = WindowPool("user", "ts", lookup, [None], ["count"])
+    with pytest.raises(PoolTypeError, match="keys of the table are text, those of item bytes"):
+        spec.asof({"user": [0], "item": raw, **at}, {"user": [0], **at})
+
+
+@pytest.mark.parametrize("dtype", ["S1", "U1", object])
+def test_no_keys_have_a_type_that_says_it(dtype: Any) -> None:
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"])
+    events = {"user": np.zeros(0, dtype), "ts": GOOD["ts"][:0], "x": np.zeros(0)}
+    queries = {"user": np.array(["a"]), "ts": GOOD["ts"][:1]}
+    if dtype == "S1":
+        with pytest.raises(PoolTypeError, match="events are bytes"):
+            spec.asof(events, queries)
+    else:
+        assert spec.asof(events, queries)["count_all"].tolist() == [0]
 
 
 def test_nan_goes_through_where_it_may() -> None:

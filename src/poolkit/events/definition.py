@@ -88,7 +88,7 @@ class Lookup:
             missing = (row < 0) | (row >= size)
         else:
             items, ids = keys_of(column, name), self.keys
-            codes = items.of(ids)
+            codes = items.of(ids, "the table", name)
             order, known = self._order
             at = np.minimum(np.searchsorted(known, codes), max(len(known) - 1, 0))
             missing = known[at] != codes if len(known) else np.ones(len(codes), bool)

@@ -74,20 +74,31 @@ def _is_arrow(column: Any) -> bool:
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys as 64-bit integers: themselves, or places in `names`."""
+    """Keys as 64-bit integers: themselves, or places in `names`.
+
+    Attributes:
+        kind: "integers", "text" or "bytes"; None where no key says which.
+    """
 
     codes: np.ndarray
     names: np.ndarray | None = None
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.names is None:
+            object.__setattr__(self, "kind", "integers")
+        elif len(self.names):
+            kind = "bytes" if isinstance(self.names[0], bytes) else "text"
+            object.__setattr__(self, "kind", kind)
 
     def values(self) -> np.ndarray:
         return self.codes if self.names is None else self.names[self.codes]
 
-    def of(self, events: Keys) -> np.ndarray:
+    def of(self, events: Keys, whose: str = "events", ours: str = "queries") -> np.ndarray:
         """These keys in the codes of `events`; a key that it does not have is no code of its."""
-        if (self.names is None) != (events.names is None):
-            kinds = ["integers" if k.names is None else "text" for k in (events, self)]
+        if self.kind != events.kind and self.kind and events.kind:
             raise PoolTypeError(
-                f"the keys of events are {kinds[0]}, those of queries {kinds[1]}",
+                f"the keys of {whose} are {events.kind}, those of {ours} {self.kind}",
                 "Convert one of them",
             )
         if self.names is None or events.names is None:
@@ -137,7 +148,10 @@ def keys_of(column: Any, name: str) -> Keys:
                 column = column.unify_dictionaries().chunk(0)
             names = np.array(column.dictionary.to_pylist() or [], dtype=object)
             _check_names(names, name)
-            return Keys(column.indices.to_numpy(zero_copy_only=False).astype(np.int64), names)
+            codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+            if pa.types.is_null(kind):
+                return Keys(codes, names)
+            return Keys(codes, names, "bytes" if "binary" in str(kind) else "text")
         column = column.to_numpy()
     if column.dtype.kind in "iu":
         if column.dtype == np.uint64 and len(column) and column.max() > np.iinfo(np.int64).max:
@@ -147,7 +161,8 @@ def keys_of(column: Any, name: str) -> Keys:
         raise PoolTypeError(f"{name} holds {column.dtype}, which is no key", "Use integers or text")
     _check_names(column if column.dtype.kind == "O" else column[:0], name)
     names, codes = np.unique(column, return_inverse=True)
-    return Keys(codes.astype(np.int64), names.astype(object))
+    kind = {"S": "bytes", "U": "text"}.get(column.dtype.kind)
+    return Keys(codes.astype(np.int64), names.astype(object), kind)
 
 
 def _check_names(names: np.ndarray, name: str) -> None:
