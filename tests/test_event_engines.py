@@ -221,6 +221,8 @@ def test_the_command_and_its_specification(tables: Any, tmp_path: Path, capsys: 
         ("key =", "key", "is not TOML"),
         ("items.parquet", "none.npy", "cannot read"),
         ("last(5)", "last(", "is no reduction"),
+        ("reduce = [", "empty = 5\nreduce = [", "empty must be"),
+        ('"items.parquet"', "5", "table of .value. is 5, which is no text"),
     ],
 )
 def test_bad_files(before: str, after: str, message: str, tmp_path: Path) -> None:
@@ -230,4 +232,18 @@ def test_bad_files(before: str, after: str, message: str, tmp_path: Path) -> Non
     assert before in TOML
     (tmp_path / "spec.toml").write_text(TOML.replace(before, after))
     with pytest.raises(poolkit.PoolError, match=message):
+        read_spec(tmp_path / "spec.toml")
+
+
+@pytest.mark.parametrize("windows", ["5", '"7d"', '{calendar = "7d", tz = "UTC"}'])
+def test_windows_that_are_no_list(windows: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text(f'key = "u"\ntime = "ts"\nwindows = {windows}\n[value]\ncolumn = "x"\n')
+    with pytest.raises(PoolTypeError, match="windows and reduce are lists"):
+        read_spec(path)
+
+
+def test_a_specification_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_bytes(TOML.replace("item", "\xe9").encode("latin-1"))
+    with pytest.raises(PoolValueError, match=r"is not TOML.*utf-8"):
         read_spec(tmp_path / "spec.toml")

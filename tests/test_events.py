@@ -410,6 +410,17 @@ def test_bad_events(change: dict[str, Any], options: dict[str, Any], message: st
         ({"windows": ["500ms"], "unit": "s"}, "no whole number of s"),
         ({"windows": []}, "no window"),
         ({"windows": "7d"}, "lists"),
+        ({"windows": 5}, "lists"),
+        ({"reduce": 5}, "lists"),
+        ({"reduce": [attend("a"), attend("b")]}, "two reductions have one name.*name="),
+        ({"reduce": [last(1, name="seen")]}, "have the name seen_1s.*name="),
+        (
+            {
+                "windows": ["1d", calendar("1d", tz="UTC")],
+                "reduce": ["mean", last(1, name="mean_calendar")],
+            },
+            "have the name mean_calendar_1d",
+        ),
         ({"reduce": ["mean", "Mean()"]}, "two reductions have one name"),
         ({"reduce": ["average"]}, "no reduction named 'average'"),
         ({"reduce": ["last(0)"]}, "number of events"),

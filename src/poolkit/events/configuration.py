@@ -40,13 +40,16 @@ def read_spec(path: Path) -> WindowPool:
             given = tomllib.load(stream)
     except OSError as error:
         raise PoolValueError(f"cannot read {path}: {error.strerror}", "Check the path") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PoolValueError(f"{path} is not TOML: {error}") from None
     value = given.pop("value", None)
     if not isinstance(value, dict):
         raise PoolValueError(f"{path} has no [value]", "Write column = or lookup = and table =")
     given["value"] = _value(value, path.parent)
-    given["windows"] = [_window(window) for window in given.get("windows", [])]
+    windows = given.get("windows", [])
+    if isinstance(windows, list):
+        windows = [_window(window) for window in windows]
+    given["windows"] = windows
     try:
         return WindowPool(**given)
     except TypeError as error:
@@ -67,6 +70,9 @@ def _window(window: Any) -> Any:
 
 
 def _value(value: dict[str, Any], folder: Path) -> Column | Lookup:
+    for name, given in value.items():
+        if not isinstance(given, str):
+            raise PoolTypeError(f"{name} of [value] is {given!r}, which is no text", "Quote it")
     if set(value) == {"column"}:
         return Column(value["column"])
     if not {"lookup", "table"} <= set(value) <= {"lookup", "table", "ids", "vector", "missing"}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -149,16 +149,28 @@ class Definition:
                 f"value must be a Column or a Lookup, got {self.value!r}",
                 "Write Column('vector') or Lookup('item', table=embeddings)",
             )
-        if isinstance(self.windows, str) or isinstance(self.reduce, str):
+        if any(isinstance(given, (str, Mapping)) or not isinstance(given, Iterable)
+               for given in (self.windows, self.reduce)):  # fmt: skip
             raise PoolTypeError("windows and reduce are lists", "Write ['7d'] and ['mean']")
         lengths = tuple(_window(window, self.unit) for window in self.windows)
         reductions = tuple(named(reduction) for reduction in self.reduce)
         if not lengths or not reductions:
             raise PoolValueError("there is no window or no reduction", "Give at least one of each")
-        for what, names in (("windows", [n for n, _ in lengths]),
-                            ("reductions", [n for n, _ in reductions])):  # fmt: skip
-            if len(set(names)) < len(names):
-                raise PoolValueError(f"two {what} have one name: {', '.join(names)}", "Drop one")
+        windows, names = [n for n, _ in lengths], [n for n, _ in reductions]
+        if len(set(windows)) < len(windows):
+            raise PoolValueError(f"two windows have one name: {', '.join(windows)}", "Drop one")
+        if len(set(names)) < len(names):
+            raise PoolValueError(
+                f"two reductions have one name: {', '.join(names)}",
+                "Drop one, or give it another: last(1, name='newest')",
+            )
+        columns = [f"{name}_{window}" for window in windows for name in ("seen", *names)]
+        twice = [name for name in columns if columns.count(name) > 1]
+        if twice:
+            raise PoolValueError(
+                f"two columns of results have the name {twice[0]}",
+                "Give the reduction another: last(1, name='newest')",
+            )
         for _, reduction in reductions:
             if isinstance(reduction, Decay):
                 duration(reduction.half_life, "ns", "a half-life")
