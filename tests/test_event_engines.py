@@ -145,6 +145,60 @@ def test_keys_that_do_not_meet(tables: Any, tmp_path: Path) -> None:
                 SPEC.asof(tmp_path / "b.parquet", queries, memory=memory)
 
 
+def test_columns_of_one_name() -> None:
+    ts = pa.array([0, 1], pa.timestamp("s"))
+    twice = pa.table([pa.array([0, 0]), ts, pa.array([1.0, 2.0]), pa.array([3.0, 4.0])],
+                     names=["user", "ts", "x", "x"])  # fmt: skip
+    spec = WindowPool("user", "ts", Column("x"), [None], ["sum"])
+    queries = twice.select([0, 1])
+    with pytest.raises(PoolValueError, match="events have two columns of one name: user, ts, x, x"):
+        spec.asof(twice, queries)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([[0, 1, 2.0]], columns=["user", "user", "x"])
+    with pytest.raises(PoolValueError, match="events have two columns of one name"):
+        spec.asof(frame, queries)
+
+
+def test_a_dictionary_that_holds_a_value_twice() -> None:
+    users = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), pa.array(["a", "a", "b"]))
+    log = pa.table({"user": users, "ts": pa.array([1, 2, 3], pa.timestamp("s")), "x": [1.0] * 3})
+    queries = {"user": ["a", "b"], "ts": np.array([5, 5], "datetime64[s]")}
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"])
+    assert spec.asof(log, queries)["count_all"].tolist() == [2, 1]
+
+
+def test_nan_of_pandas_is_no_null() -> None:
+    pandas = pytest.importorskip("pandas")
+    ts = np.array([1, 2], "datetime64[s]")
+    vectors = [np.array([1.0, np.nan]), np.array([1.0, 2.0])]
+    log = pandas.DataFrame({"user": [0, 1], "ts": ts, "x": [np.nan, 2.0], "v": vectors})
+    queries = {"user": [0, 1], "ts": ts + 5}
+    for name, want in (("x", [[np.nan], [2.0]]), ("v", [[1.0, np.nan], [1.0, 2.0]])):
+        spec = WindowPool("user", "ts", Column(name), [None], ["mean"], nonfinite="propagate")
+        np.testing.assert_array_equal(spec.asof(log, queries)["mean_all"], want)
+        spec = WindowPool("user", "ts", Column(name), [None], ["mean"])
+        with pytest.raises(PoolValueError, match=r"not finite in event 0.*nonfinite='propagate'"):
+            spec.asof(log, queries)
+    for missing in (
+        pandas.array([pandas.NA, 2.0], "Float64"),
+        pandas.Series([pandas.NA, 2.0], dtype=object),
+        pandas.Series([pandas.NA, vectors[1]], dtype=object),
+    ):
+        log["x"] = missing
+        with pytest.raises(PoolValueError, match="x of events has 1 nulls"):
+            WindowPool("user", "ts", Column("x"), [None], ["mean"]).asof(log, queries)
+
+
+def test_nulls_that_were_served() -> None:
+    log = {"user": [0], "ts": np.array([1], "datetime64[s]"), "x": [1.0]}
+    spec = WindowPool("user", "ts", Column("x"), [None], ["mean"])
+    asked = {"user": pa.array([0, 1]), "ts": pa.array([3, 3], pa.timestamp("s"))}
+    for kind in (pa.list_(pa.float64(), 1), pa.list_(pa.float64())):
+        served = pa.table({**asked, "mean_all": pa.array([[1.0], None], kind)})
+        with pytest.raises(PoolValueError, match="mean_all has 1 nulls in 2 rows"):
+            spec.verify(log, served)
+
+
 def test_files_that_are_none(tables: Any, tmp_path: Path) -> None:
     with pytest.raises(PoolValueError, match="cannot read"):
         SPEC.asof(tmp_path / "none*.parquet", tables[1])

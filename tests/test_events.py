@@ -486,6 +486,16 @@ def test_no_keys_have_a_type_that_says_it(dtype: Any) -> None:
         assert spec.asof(events, queries)["count_all"].tolist() == [0]
 
 
+def test_lists_of_nothing() -> None:
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"])
+    nothing: dict[str, Any] = {"user": [], "ts": [], "x": []}
+    for keys in ([1], ["a"], [b"a"]):
+        asked = {"user": keys, "ts": GOOD["ts"][:1]}
+        assert spec.asof(nothing, asked)["count_all"].tolist() == [0]
+        assert len(spec.asof({**asked, "x": [1.0]}, nothing)["count_all"]) == 0
+    assert len(spec.asof(nothing, nothing)["count_all"]) == 0
+
+
 def test_nan_goes_through_where_it_may() -> None:
     spec = WindowPool(
         "user", "ts", Column("x"), ["1s", None], ["max", "mean", "std"], nonfinite="propagate"

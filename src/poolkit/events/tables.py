@@ -7,6 +7,7 @@ of pyarrow, Polars and pandas frames, DuckDB relations) goes through pyarrow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -53,9 +54,28 @@ def as_table(given: Any, what: str) -> Table:
             "Give a dict of arrays, an Arrow table, a Polars or pandas frame, a DuckDB relation, "
             "or the path of Parquet files",
         )
+    pandas = type(given).__module__.partition(".")[0] == "pandas"
+    table = given if pandas else arrow_of(what).table(given)
+    names = [str(name) for name in (table.columns if pandas else table.column_names)]
+    if len(set(names)) < len(names):
+        raise PoolValueError(
+            f"{what} have two columns of one name: {', '.join(names)}", "Rename or drop one"
+        )
+    return _of_pandas(table, what) if pandas else dict(zip(names, table.columns, strict=True))
+
+
+def _of_pandas(frame: Any, what: str) -> Table:
+    """Its columns, with NaN for NaN where pandas itself gives Arrow nulls."""
     pa = arrow_of(what)
-    table = pa.table(given)
-    return dict(zip(table.column_names, table.columns, strict=True))
+    table = pa.table(frame)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    for name, column in frame.items():
+        kind = columns[str(name)].type
+        kind = kind.value_type if pa.types.is_list(kind) else kind
+        if pa.types.is_floating(kind) and isinstance(column.dtype, np.dtype):
+            with suppress(pa.ArrowException):  # pandas.NA, which is a null
+                columns[str(name)] = pa.array(column.to_numpy(), from_pandas=False)
+    return columns
 
 
 def arrow_of(what: str) -> Any:
@@ -120,14 +140,16 @@ def finder(table: Table, what: str) -> Callable[[str], Any]:
                 f"{what} have no column {name!r}", f"They have: {', '.join(map(str, table))}"
             )
         column = table[name]
-        nulls = column.null_count if _is_arrow(column) else 0
-        if nulls:
-            raise PoolValueError(
-                f"{name} of {what} has {nulls} nulls in {len(column)} rows", "Drop or fill them"
-            )
+        _check_nulls(column, f"{name} of {what}")
         return column
 
     return find
+
+
+def _check_nulls(column: Any, name: str) -> None:
+    nulls = column.null_count if _is_arrow(column) else 0
+    if nulls:
+        raise PoolValueError(f"{name} has {nulls} nulls in {len(column)} rows", "Drop or fill them")
 
 
 def keys_of(column: Any, name: str) -> Keys:
@@ -148,11 +170,15 @@ def keys_of(column: Any, name: str) -> Keys:
                 column = column.unify_dictionaries().chunk(0)
             names = np.array(column.dictionary.to_pylist() or [], dtype=object)
             _check_names(names, name)
+            if len(set(names.tolist())) < len(names):  # a dictionary may hold a value twice
+                return keys_of(column.dictionary_decode(), name)
             codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
             if pa.types.is_null(kind):
                 return Keys(codes, names)
             return Keys(codes, names, "bytes" if "binary" in str(kind) else "text")
         column = column.to_numpy()
+    if not len(column) and column.dtype == np.float64:  # what NumPy makes of []
+        return Keys(np.zeros(0, np.int64), np.zeros(0, object))
     if column.dtype.kind in "iu":
         if column.dtype == np.uint64 and len(column) and column.max() > np.iinfo(np.int64).max:
             raise PoolValueError(f"{name} holds keys beyond 2**63 - 1", "Convert them to text")
@@ -189,6 +215,8 @@ def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
             raise _no_time(name, kind)
         return ticks_in(ticks, source, name, unit), aware
     if column.dtype.kind != "M":
+        if not len(column) and column.dtype == np.float64:  # what NumPy makes of []
+            return np.zeros(0, np.int64), False
         if column.dtype.kind == "O" and all(isinstance(t, date) for t in column.tolist()):
             return _of_datetimes(column.tolist(), name, unit)
         raise _no_time(name, column.dtype)
@@ -271,6 +299,7 @@ def vectors_of(column: Any, name: str) -> np.ndarray:
     if _is_arrow(column):
         pa = arrow_of("vectors")
         kind = column.type
+        _check_nulls(column, name)
         if (
             pa.types.is_fixed_size_list(kind)
             or pa.types.is_list(kind)
