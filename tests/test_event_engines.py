@@ -86,6 +86,44 @@ def test_files(tables: Any, want: Any, keys: Any, memory: int, tmp_path: Path) -
     assert SPEC.asof(files, nobody, memory=memory)["mean_all"].shape == (0, 5)
 
 
+PARTS = [3000, 10_000, 50_000, 2**30]  # bytes: many parts of the log, few, or all at once
+
+
+def stored(path: Path, vectors: Any, users: Any = None) -> Path:
+    """A log of vectors in lists of no fixed size."""
+    size = len(vectors)
+    user = np.arange(size) % 7 if users is None else users
+    ts = np.arange(size).astype("datetime64[s]")
+    pq.write_table(pa.table({"user": user, "ts": ts, "x": vectors}), path / "log.parquet")
+    return path / "log.parquet"
+
+
+@pytest.mark.parametrize("memory", PARTS)
+@pytest.mark.parametrize("asked", [[8, 9, 10], [8, 0, 9, 3], range(-20, 20)])
+def test_lists_in_parts_without_events(asked: Any, memory: int, tmp_path: Path) -> None:
+    """Some queries, or all, are of parts in which nothing happened."""
+    vectors = np.random.default_rng(4).standard_normal((700, 3))
+    log = stored(tmp_path, list(vectors))
+    spec = WindowPool("user", "ts", Column("x"), ["90s", None], ["count", "mean", attend("like")])
+    size = len(asked)
+    queries = {"user": np.array(asked), "ts": np.full(size, 600).astype("datetime64[s]"),
+               "like": vectors[:size]}  # fmt: skip
+    same(spec.asof(log, queries, memory=memory), spec.asof(pq.read_table(log), queries))
+
+
+@pytest.mark.parametrize("memory", PARTS)
+def test_bad_vectors_in_any_part_are_refused(memory: int, tmp_path: Path) -> None:
+    spec = WindowPool("user", "ts", Column("x"), [None], ["mean"])
+    queries = {"user": [0, 6], "ts": np.array([9999, 9999], "datetime64[s]")}
+    user = np.repeat(np.arange(7), 200)
+    vectors = [[1.0, 2.0, 3.0]] * 1200 + [[7.0]] * 200
+    with pytest.raises(PoolValueError, match=r"x holds vectors of \d (and of|to) \d numbers"):
+        spec.asof(stored(tmp_path, vectors, user), queries, memory=memory)
+    values = np.where(user == 5, np.nan, 1.0)  # nobody asks for this user
+    with pytest.raises(PoolValueError, match="x has a value that is not finite"):
+        spec.asof(stored(tmp_path, values, user), queries, memory=memory)
+
+
 def counted(events: Any, queries: Any, **options: Any) -> list[int]:
     spec = WindowPool("user", "ts", Column("x"), ["1d"], ["count"], **options)
     size = len(events)

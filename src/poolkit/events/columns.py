@@ -12,7 +12,7 @@ from ..errors import PoolTypeError, PoolValueError
 from .definition import Definition, Lookup
 from .tables import Keys, as_table, finder, keys_of, order_of, times_of, vectors_of, weights_of
 
-__all__ = ["EventColumns", "QueryColumns", "check_clocks", "joined"]
+__all__ = ["EventColumns", "QueryColumns", "check_clocks", "check_widths", "joined"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,18 @@ class QueryColumns:
 def check_clocks(spec: Definition, events_aware: bool, queries_aware: bool) -> None:
     """Refuses naive times beside those of a time zone: nobody knows how far they are apart."""
     _same_clock(events_aware, queries_aware, f"{spec.time} of events", f"{spec.time} of queries")
+
+
+def check_widths(spec: Definition, events: EventColumns, others: EventColumns) -> None:
+    """Refuses parts of a log whose vectors are not of one width."""
+    if events.values is None or others.values is None:
+        return
+    width, other = events.values.shape[1], others.values.shape[1]
+    if width != other:
+        raise PoolValueError(
+            f"{spec.value.column} holds vectors of {width} and of {other} numbers",
+            "All must have the same width",
+        )
 
 
 def _same_clock(aware: bool, other: bool, name: str, other_name: str) -> None:

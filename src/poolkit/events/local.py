@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, PoolTypeError, PoolValueError
-from .columns import EventColumns, QueryColumns
+from .columns import EventColumns, QueryColumns, check_widths
 from .definition import Definition
 from .kernel import pool_events
 from .tables import arrow_of
@@ -71,7 +71,14 @@ def pool_stored(
     if parts <= 1:
         return pool_events(spec, EventColumns.read(spec, log.to_arrow_table()), queries)
 
-    queries.keys.of(EventColumns.read(spec, sample).keys)  # refused now, not after the writing
+    none = np.zeros(0, np.int64)
+    nothing = EventColumns.read(spec, sample).take(none)  # of the log's types and width
+    # What does not fit is refused now, not after the writing.
+    columns = pool_events(spec, nothing, queries.take(none))
+    whole = {
+        name: np.empty((len(queries), *column.shape[1:]), column.dtype)
+        for name, column in columns.items()
+    }
     with tempfile.TemporaryDirectory(prefix="poolkit-") as folder:
         key = f"hash({_quoted(spec.key)}::{'BIGINT' if queries.keys.names is None else 'VARCHAR'})"
         asked = _parts_of(store, queries, parts)
@@ -79,23 +86,19 @@ def pool_stored(
         log.project(f"*, {key} % {parts} AS poolkit_part").write_parquet(
             folder, partition_by=["poolkit_part"], compression="lz4"
         )
-        whole: dict[str, np.ndarray] = {}
         for part in range(parts):
             told("pooling", part, parts)
-            places = np.flatnonzero(asked == part)
-            if not len(places) and (whole or part < parts - 1):
-                continue
             files = sorted(map(str, Path(folder, f"poolkit_part={part}").glob("*.parquet")))
-            table = (
-                store.connection.read_parquet(files, hive_partitioning=False).to_arrow_table()
-                if files
-                else sample.slice(0, 0)
-            )
-            pooled = pool_events(spec, EventColumns.read(spec, table), queries.take(places))
-            for name, column in pooled.items():
-                if name not in whole:
-                    whole[name] = np.empty((len(queries), *column.shape[1:]), column.dtype)
-                whole[name][places] = column
+            events = nothing
+            if files:  # read though nobody may ask for them, as bad values are refused anywhere
+                table = store.connection.read_parquet(files, hive_partitioning=False)
+                events = EventColumns.read(spec, table.to_arrow_table())
+                check_widths(spec, nothing, events)
+            places = np.flatnonzero(asked == part)
+            if len(places):
+                pooled = pool_events(spec, events, queries.take(places))
+                for name, column in pooled.items():
+                    whole[name][places] = column
         told("pooling", parts, parts)
     return whole
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import PoolError, PoolValueError
 from ..windows.durations import Calendar
-from .columns import EventColumns, QueryColumns, joined
+from .columns import EventColumns, QueryColumns, check_widths, joined
 from .definition import Definition
 from .kernel import pool_events
 from .results import Pooled
@@ -145,14 +145,8 @@ class PartitionPool:
         if not len(rows):
             return kept
         table = {**_columns(rows, "event"), **self._places(rows)}
-        events, none = EventColumns.read(self.spec, table), self._no_events
-        if events.values is not None and none.values is not None:
-            width, others = none.values.shape[1], events.values.shape[1]
-            if width != others:
-                raise PoolValueError(
-                    f"{self.spec.value.column} holds vectors of {width} and of {others} numbers",
-                    "All must have the same width",
-                )
+        events = EventColumns.read(self.spec, table)
+        check_widths(self.spec, self._no_events, events)
         return joined([kept, events]) if len(kept) else events
 
     def _reached(self, events: EventColumns, rows: Any) -> EventColumns:
