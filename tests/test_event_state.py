@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,65 @@ def test_a_batch_of_another_kind_changes_nothing(change: dict[str, Any], message
     with pytest.raises(poolkit.PoolError, match=message):
         state.update({**good, **change})
     assert state.query(1, np.datetime64(9, "s"))["count_all"] == 1
+
+
+TIED = WindowPool("user", "ts", Column("x"), [None], ["count", last(1)], tie="tie")
+
+
+def tied(ties: Any, x: Any) -> dict[str, Any]:
+    return {"user": np.ones(len(x), int), "ts": np.zeros(len(x), "datetime64[s]"), "x": x,
+            "tie": ties}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "ties",
+    [
+        [Decimal(9), Decimal(10)], np.array([9, 10], object), np.array(["a", b"b"], object),
+        np.array([9.5, "a"], object),
+    ],
+)  # fmt: skip
+def test_ties_that_bytes_would_not_keep_are_refused(ties: Any) -> None:
+    """As text, 10 is before 9."""
+    events = tied(ties, [9.0, 10.0])
+    with pytest.raises(PoolTypeError, match=r"tie holds objects of .*, which break no tie"):
+        TIED.asof(events, events)
+    with pytest.raises(PoolTypeError, match="break no tie"):
+        TIED.state().update(events)
+
+
+@pytest.mark.parametrize(
+    "ties",
+    [
+        np.array([9, 10], np.uint64), np.array([9.0, 10.5], np.float32), np.array([False, True]),
+        ["b", "ü"], np.array(["b", "ü"], object), [b"b", b"c"], np.array([b"b", b"\xff"], object),
+        np.array([9, 10], "datetime64[ms]"), [datetime(2024, 1, 9), datetime(2024, 1, 10)],
+    ],
+)  # fmt: skip
+def test_ties_survive_bytes(ties: Any) -> None:
+    state = TIED.state()
+    state.update(tied(ties, [9.0, 10.0]))
+    state = TIED.state(state.to_bytes())
+    state.update(tied(ties, [9.0, 10.0]))
+    for read in (state, TIED.state(state.to_bytes())):
+        out = read.query(1, np.datetime64(1, "s"))
+        assert (out["count_all"], out["last_1_all"]) == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (np.array([2**53], np.int64), np.array([2**53 + 1], np.uint64), "held int64 in .* uint64"),
+        ([1], [1.5], "held int64 in earlier batches, now float64"),
+        (["a"], [b"b"], "held text in earlier batches, now bytes"),
+        (["a"], [1], "held text in earlier batches, now int64"),
+    ],
+)
+def test_ties_of_two_kinds_do_not_meet(first: Any, second: Any, message: str) -> None:
+    state = TIED.state()
+    state.update(tied(first, [1.0]))
+    with pytest.raises(PoolTypeError, match=message):
+        state.update(tied(second, [2.0]))
+    assert len(state) == 1
 
 
 def test_times_of_a_query() -> None:

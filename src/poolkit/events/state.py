@@ -234,10 +234,13 @@ def _check_kind(spec: Definition, ours: EventColumns, theirs: EventColumns) -> N
                 raise PoolValueError(
                     f"{spec.value.column} had {what} {a} in earlier batches, now {b}", "Convert it"
                 )
-    if ours.tie is not None and theirs.tie is not None:
-        kinds = ["text" if tie.dtype.kind in "OUS" else "number" for tie in (ours.tie, theirs.tie)]
-        if kinds[0] != kinds[1]:
-            raise PoolTypeError(f"{spec.tie} was a {kinds[0]} in earlier batches", "Convert it")
+    ties = [events.tie for events in (ours, theirs) if events.tie is not None]
+    # Integers with and without a sign would meet as float64, which merges neighbours.
+    if len({_kind(tie) or tie.dtype.kind for tie in ties}) > 1:
+        was, now = (_kind(tie) or tie.dtype for tie in ties)
+        raise PoolTypeError(
+            f"{spec.tie} held {was} in earlier batches, now {now}", "Convert this batch"
+        )
 
 
 def _nothing(spec: Definition, queries: QueryColumns) -> EventColumns:

@@ -254,8 +254,15 @@ def order_of(column: Any, name: str, unit: str) -> np.ndarray:
         column = column.to_numpy() if len(column) else np.zeros(0, np.int64)
     if column.dtype.kind == "f" and np.isnan(column).any():
         raise PoolValueError(f"{name} holds NaN, which has no order", "Fill them")
-    if column.dtype.kind == "M":
+    kinds = {type(tie) for tie in column.tolist()} if column.dtype.kind == "O" else set()
+    if column.dtype.kind == "M" or (kinds and all(issubclass(kind, date) for kind in kinds)):
         return times_of(column, name, "ns")[0]
+    if not any(all(issubclass(kind, whole) for kind in kinds) for whole in (str, bytes)):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise PoolTypeError(
+            f"{name} holds objects of {found}, which break no tie",
+            "Convert them to one type of number, to times or to text",
+        )
     if column.dtype.kind not in "iubfOUS":
         raise PoolTypeError(f"{name} holds {column.dtype}, which has no order", "Use numbers")
     return column
@@ -265,10 +272,7 @@ def tie_codes(tie: np.ndarray) -> np.ndarray:
     """64-bit integers of the same order."""
     if tie.dtype.kind in "ib" or (tie.dtype.kind == "u" and tie.dtype.itemsize < 8):
         return np.ascontiguousarray(tie, dtype=np.int64)
-    try:
-        return np.unique(tie, return_inverse=True)[1].astype(np.int64)
-    except TypeError:
-        raise PoolTypeError("the ties hold values of different types", "Convert them") from None
+    return np.unique(tie, return_inverse=True)[1].astype(np.int64)
 
 
 def weights_of(column: Any, name: str) -> np.ndarray:
