@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,39 @@ def test_ties_of_two_kinds_do_not_meet(first: Any, second: Any, message: str) ->
     with pytest.raises(PoolTypeError, match=message):
         state.update(tied(second, [2.0]))
     assert len(state) == 1
+
+
+def test_a_merge_that_is_refused_changes_nothing() -> None:
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"])
+    state, other, of_bytes = spec.state(), spec.state(), spec.state()
+    log = {"ts": np.array([10, 90], "datetime64[s]"), "x": [1.0, 2.0]}
+    state.update({**log, "user": [1, 1]})
+    other.update({**log, "user": ["a", "a"]})
+    of_bytes.update({**log, "user": [b"a", b"a"]})
+    other.forget(np.datetime64(50, "s"))
+    before = state.to_bytes()
+    for receiver, giver in ((state, other), (of_bytes, other)):
+        with pytest.raises(PoolTypeError, match="keys of another type"):
+            receiver.merge(giver)
+    assert state.to_bytes() == before
+    assert len(of_bytes) == 2
+    assert state.query(1, np.datetime64(99, "s"))["count_all"] == 2
+
+
+def test_forget_has_the_clock_of_the_events() -> None:
+    spec = WindowPool("user", "ts", Column("x"), ["1h"], ["count"])
+    time = datetime(2024, 1, 1, tzinfo=UTC)
+    for ts, wrong, message in (
+        (time, datetime(2024, 1, 2), "ts of events has a time zone, before has none"),
+        (time.replace(tzinfo=None), time, "before has a time zone, ts of events has none"),
+    ):
+        state = spec.state()
+        state.update({"user": [1], "ts": [ts], "x": [1.0]})
+        with pytest.raises(PoolTypeError, match=message):
+            state.forget(wrong)
+        assert len(state) == 1
+        state.forget(ts + timedelta(seconds=1))
+        assert len(state) == 0
 
 
 def test_times_of_a_query() -> None:

@@ -12,7 +12,7 @@ from ..errors import PoolTypeError, PoolValueError
 from .definition import Definition, Lookup
 from .tables import Keys, as_table, finder, keys_of, order_of, times_of, vectors_of, weights_of
 
-__all__ = ["EventColumns", "QueryColumns", "check_clocks", "check_widths", "joined"]
+__all__ = ["EventColumns", "QueryColumns", "check_clocks", "check_widths", "joined", "same_clock"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EventColumns:
         known = None
         if spec.known_at is not None:
             known, known_aware = times_of(column(spec.known_at), spec.known_at, spec.unit)
-            _same_clock(aware, known_aware, f"{spec.time} of events", f"{spec.known_at} of events")
+            same_clock(aware, known_aware, f"{spec.time} of events", f"{spec.known_at} of events")
         weight = None if spec.weight is None else weights_of(column(spec.weight), spec.weight)
         row = values = None
         if isinstance(spec.value, Lookup):
@@ -138,7 +138,7 @@ class QueryColumns:
 
 def check_clocks(spec: Definition, events_aware: bool, queries_aware: bool) -> None:
     """Refuses naive times beside those of a time zone: nobody knows how far they are apart."""
-    _same_clock(events_aware, queries_aware, f"{spec.time} of events", f"{spec.time} of queries")
+    same_clock(events_aware, queries_aware, f"{spec.time} of events", f"{spec.time} of queries")
 
 
 def check_widths(spec: Definition, events: EventColumns, others: EventColumns) -> None:
@@ -153,7 +153,8 @@ def check_widths(spec: Definition, events: EventColumns, others: EventColumns) -
         )
 
 
-def _same_clock(aware: bool, other: bool, name: str, other_name: str) -> None:
+def same_clock(aware: bool, other: bool, name: str, other_name: str) -> None:
+    """See `check_clocks`."""
     if aware != other:
         with_zone, without = (name, other_name) if aware else (other_name, name)
         raise PoolTypeError(

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import PoolError, PoolTypeError, PoolValueError
 from ..files import write_whole
 from ..windows.durations import looked_back
-from .columns import EventColumns, QueryColumns, joined
+from .columns import EventColumns, QueryColumns, joined, same_clock
 from .definition import Definition, Lookup
 from .kernel import pool_events
 from .results import Pooled
@@ -83,11 +83,13 @@ class State:
 
     def merge(self, other: State) -> None:
         """Adds the events of another state of the same definition; those that both have count
-        twice."""
+        twice. All or, if any is refused, none."""
         if _identity(other.spec) != _identity(self.spec):
             raise PoolValueError(
                 "the states are of different definitions", "Merge states of one WindowPool"
             )
+        for run in other._runs:
+            self._check(run)
         if other._horizon is not None:
             self._forget(other._horizon)
         for run in other._runs:
@@ -98,9 +100,11 @@ class State:
         on, and late events from there left out.
 
         Args:
-            before: a datetime64 or a datetime.
+            before: a datetime64 or a datetime, with a time zone where events have one.
         """
-        time, _ = times_of(np.asarray([before]), "before", self.spec.unit)
+        time, aware = times_of(np.asarray([before]), "before", self.spec.unit)
+        if self._runs:
+            same_clock(aware, self._runs[0].aware, "before", f"{self.spec.time} of events")
         self._forget(int(time[0]))
 
     def _forget(self, horizon: int) -> None:
@@ -176,13 +180,16 @@ class State:
             events = events.take(np.flatnonzero(events.time >= self._horizon))
         if not len(events):
             return
-        if self._runs:
-            _check_kind(self.spec, self._runs[0], events)
+        self._check(events)
         runs = [*self._runs, _by_key(events)]
         # As many runs as a binary number has digits: each event is moved log n times in all.
         while len(runs) > 1 and len(runs[-2]) <= 2 * len(runs[-1]):
             runs[-2:] = [_by_key(joined(runs[-2:]))]
         self._runs = runs
+
+    def _check(self, events: EventColumns) -> None:
+        if self._runs:
+            _check_kind(self.spec, self._runs[0], events)
 
     def _of(self, queries: QueryColumns) -> EventColumns:
         """The events of the keys that are asked for."""
@@ -225,7 +232,7 @@ def _check_kind(spec: Definition, ours: EventColumns, theirs: EventColumns) -> N
             f"{spec.time} had {'a' if ours.aware else 'no'} time zone in earlier batches",
             "Convert this batch",
         )
-    if (ours.keys.names is None) != (theirs.keys.names is None):
+    if _kind(ours.keys.names) != _kind(theirs.keys.names):
         raise PoolTypeError(f"{spec.key} had keys of another type", "Convert this batch")
     if ours.values is not None and theirs.values is not None:
         for what, a, b in (("vectors of", ours.values.shape[1], theirs.values.shape[1]),
