@@ -92,7 +92,8 @@ def test_partitions_of_queries_alone_know_the_width() -> None:
     lists = events.column("vector").cast(pa.list_(pa.float64()))
     events = events.set_column(events.column_names.index("vector"), "vector", lists)
     pool = PartitionPool(SPEC, events.slice(0, 1), queries.slice(0, 0))
-    (batch,) = pool(pool.query_rows(queries).to_batches())
+    rows = pool.query_rows(queries).sort_by([("key", "ascending"), ("time", "ascending")])
+    (batch,) = pool(rows.to_batches())
     assert batch.schema.equals(pool.schema)
     assert np.array(batch["mean_100s"].to_pylist()).tolist() == np.zeros((20, 5)).tolist()
     assert list(pool([])) == []
@@ -165,13 +166,47 @@ def test_values_are_refused_when_they_come() -> None:
             list(pool(batches))
 
 
-def test_rows_in_a_wrong_order_are_refused() -> None:
-    spec = WindowPool("user", "ts", Column("x"), ["5s"])
-    events = pa.table({"user": ["a", "b", "b"], "ts": np.array([3, 2, 1], "datetime64[s]"),
-                       "x": [1.0, 2.0, 3.0]})  # fmt: skip
+@pytest.mark.parametrize("memory", [1, 2**25], ids=["a row at a time", "at once"])
+@pytest.mark.parametrize("keys", [int, str, str.encode])
+@pytest.mark.parametrize(
+    ("users", "times", "message"),
+    [
+        ("122", [3, 2, 1], r"key b?'?2'? are not in the order of their times"),
+        ("11", [100, 50], "not in the order of their times"),
+        ("1222", [9, 1, 5, 4], "not in the order of their times"),
+        ("121", [1, 1, 1], r"key b?'?1'? are not behind each other"),
+        ("12231", [1, 1, 2, 1, 2], "not behind each other"),
+        ("2213", [1, 1, 9, 0], None),
+    ],
+)
+def test_rows_in_a_wrong_order_are_refused(
+    users: str, times: list[int], message: str | None, keys: Any, memory: int
+) -> None:
+    """Queries and events alternate, and nothing is missed where a part of the rows ends."""
+    spec = WindowPool("user", "ts", Column("x"), ["5s"], ["count"])
+    user, ts = [keys(user) for user in users], np.array(times, "datetime64[s]")
+    table = pa.table({"user": user, "ts": ts, "x": np.ones(len(times))})
+    pool = PartitionPool(spec, table, table.select(["user", "ts"]), memory)
+    rows = [
+        (pool.event_rows(row) if place % 2 else pool.query_rows(row.select(["user", "ts"])))
+        for place in range(len(times))
+        for row in [table.slice(place, 1)]
+    ]
+    batches = pa.concat_tables(rows).to_batches(max_chunksize=1)
+    if message is None:
+        assert pa.Table.from_batches(pool(batches))["count_5s"].to_pylist() == [0, 0]
+        return
+    with pytest.raises(PoolValueError, match=message):
+        list(pool(batches))
+
+
+def test_batches_without_rows_are_passed_over() -> None:
+    spec = WindowPool("user", "ts", Column("x"), ["5s"], ["count"])
+    events = pa.table({"user": [1], "ts": np.array([3], "datetime64[s]"), "x": [1.0]})
     pool = PartitionPool(spec, events, events.select(["user", "ts"]))
-    with pytest.raises(PoolValueError, match="rows of the key 'b' are not in the order of their"):
-        list(pool(pool.event_rows(events).to_batches()))
+    (batch,) = pool.query_rows(events.select(["user", "ts"])).to_batches()
+    assert list(pool([batch.slice(0, 0)])) == []
+    assert len(list(pool([batch.slice(0, 0), batch, batch.slice(0, 0)]))) == 1
 
 
 def test_results_do_not_replace_columns_of_queries() -> None:

@@ -14,7 +14,7 @@ from .columns import EventColumns, QueryColumns, check_widths, joined
 from .definition import Definition
 from .kernel import pool_events
 from .results import Pooled
-from .tables import arrow_of, keys_of, times_of
+from .tables import Keys, arrow_of, keys_of, times_of
 
 __all__ = ["PartitionPool"]
 
@@ -38,7 +38,8 @@ class PartitionPool:
     specification.
 
     What is held at a time is `memory` bytes of rows and their results or, if these are more, the
-    events of one key that its windows still reach, a few times.
+    events of one key that its windows still reach, a few times; and the keys that have passed,
+    about 100 bytes each, so that one that returns is refused.
 
     Args:
         spec: the definition.
@@ -84,17 +85,20 @@ class PartitionPool:
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The rows of a partition to Arrow batches of its results."""
         kept, held, size = self._no_events, [], 0
+        order = _Order()
         for batch in batches:
+            if not len(batch):
+                continue
             held.append(batch)
             queries = len(batch) - batch.column("query").null_count
             size += batch.nbytes + queries * self._row_bytes
             # As much as is kept, so that what is kept of a key is not read again for each batch.
             if size >= max(self.memory, kept.nbytes):
-                results, kept = self._pooled(kept, held)
+                results, kept = self._pooled(kept, held, order)
                 held, size = [], 0
                 yield from results
         if held:
-            yield from self._pooled(kept, held)[0]
+            yield from self._pooled(kept, held, order)[0]
 
     def event_rows(self, events: Any) -> Any:
         """Rows of these events, an Arrow table or batch with their columns."""
@@ -120,7 +124,9 @@ class PartitionPool:
         clock = pa.timestamp(self.spec.unit, "UTC" if aware else None)
         return pa.table({"key": key, "time": pa.array(time, clock), **columns})
 
-    def _pooled(self, kept: EventColumns, batches: list[Any]) -> tuple[list[Any], EventColumns]:
+    def _pooled(
+        self, kept: EventColumns, batches: list[Any], order: _Order
+    ) -> tuple[list[Any], EventColumns]:
         """The results of some rows behind the events that are kept, and those to keep then."""
         pa = arrow_of("partitions")
         rows = pa.Table.from_batches(batches)
@@ -133,6 +139,7 @@ class PartitionPool:
                 queries = QueryColumns.read(self.spec, {**columns, **self._places(asked)})
                 pooled = Pooled(pool_events(self.spec, events, queries))
                 results = pooled.to_arrow(pa.table(columns)).to_batches(max_chunksize=ROWS)
+            order.follow(keys_of(rows.column("key"), "key"), self._times(rows))
             return results, self._reached(events, rows)
         except PoolError as error:
             raise error.during(f"{self.spec.context}, in {len(rows)} rows of a partition") from None
@@ -151,19 +158,48 @@ class PartitionPool:
 
     def _reached(self, events: EventColumns, rows: Any) -> EventColumns:
         """Those that later queries may see: they are of the last key, and not before it."""
-        keys, (time, _) = rows.column("key"), times_of(rows.column("time"), "time", self.spec.unit)
-        back = np.flatnonzero(time[1:] < time[:-1])  # where another key begins
-        for key, following in zip(keys.take(back), keys.take(back + 1), strict=True):
-            if key == following:
-                raise PoolValueError(
-                    f"rows of the key {key.as_py()!r} are not in the order of their times",
-                    "Sort the rows of each key by time",
-                )
-        last = keys_of(keys.slice(len(keys) - 1), "key").of(events.keys)
-        seen = events.keys.codes == last[0]
+        key = keys_of(rows.column("key").slice(len(rows) - 1), "key").of(events.keys)[0]
+        seen = events.keys.codes == key
         if self._reach is not None:
-            seen &= events.time >= max(int(time[-1]) - self._reach, np.iinfo(np.int64).min)
+            last = int(self._times(rows.slice(len(rows) - 1))[0])
+            seen &= events.time >= max(last - self._reach, np.iinfo(np.int64).min)
         return events.take(np.flatnonzero(seen))
+
+    def _times(self, rows: Any) -> np.ndarray:
+        return times_of(rows.column("time"), "time", self.spec.unit)[0]
+
+
+class _Order:
+    """The order of a partition's rows, followed from one part of them to the next."""
+
+    def __init__(self) -> None:
+        self._passed: set[Any] = set()
+        self._key: Any = None
+        self._time = 0
+
+    def follow(self, keys: Keys, time: np.ndarray) -> None:
+        """Refuses rows of a key that has passed, or of a time that has."""
+        begins = np.append(True, keys.codes[1:] != keys.codes[:-1])
+        begun = keys.take(np.flatnonzero(begins)).values().tolist()
+        back = np.flatnonzero(~begins[1:] & (time[1:] < time[:-1]))
+        late = keys.take(back[:1]).values().tolist()
+        if begun[0] == self._key:
+            late = begun if time[0] < self._time else late
+            begun = begun[1:]
+        if late:
+            raise PoolValueError(
+                f"rows of the key {late[0]!r} are not in the order of their times",
+                "Sort the rows of each key by time",
+            )
+        for key in begun:
+            if key in self._passed:
+                raise PoolValueError(
+                    f"rows of the key {key!r} are not behind each other",
+                    "Sort the rows of each partition by key and time",
+                )
+            self._passed.add(key)
+            self._key = key
+        self._time = int(time[-1])
 
 
 def _struct(table: Any) -> Any:
