@@ -36,16 +36,14 @@ def same(got: Any, want: Any) -> None:
         assert np.asarray(got[name]).tobytes() == np.asarray(column).tobytes(), name
 
 
-def without_weight(case: Case) -> Case:
+def reductions(case: Case) -> list[Any]:
     """The median has no weights."""
-    options = {name: column for name, column in case.options.items() if name != "weight"}
-    return dataclasses.replace(case, options=options)
+    return [name for name in REDUCE if name != "median" or "weight" not in case.options]
 
 
 @given(cases(), st.data())
 def test_any_batches_merges_and_bytes_give_the_same_bits(case: Case, data: Any) -> None:
-    case = without_weight(case)
-    spec = case.spec(reduce=REDUCE)
+    spec = case.spec(reduce=reductions(case))
     size = len(case.events["user"])
     order = np.array(data.draw(st.permutations(range(size))), dtype=np.int64)
     cuts = sorted(data.draw(st.lists(st.integers(0, size), max_size=5)))
@@ -70,8 +68,8 @@ def test_any_batches_merges_and_bytes_give_the_same_bits(case: Case, data: Any) 
 @given(cases(), st.integers(0, 12))
 def test_what_is_served_live_is_what_a_replay_gives(case: Case, now: int) -> None:
     """Late events are not held against a row that was served before they were known."""
-    case = without_weight(dataclasses.replace(case, options={**case.options, "known_at": "known"}))
-    spec = case.spec(reduce=REDUCE)
+    case = dataclasses.replace(case, options={**case.options, "known_at": "known"})
+    spec = case.spec(reduce=reductions(case))
     state = spec.state()
     known = case.events["known"].astype(np.int64) <= now
     state.update(rows(case.events, known))
@@ -83,8 +81,7 @@ def test_what_is_served_live_is_what_a_replay_gives(case: Case, now: int) -> Non
 
 @given(cases(), st.integers(-3, 12))
 def test_what_is_forgotten_is_not_asked_for(case: Case, before: int) -> None:
-    case = without_weight(case)
-    spec = case.spec(reduce=REDUCE, windows=["1s", "7s"])
+    spec = case.spec(reduce=reductions(case), windows=["1s", "7s"])
     state = spec.state()
     horizon = np.datetime64(before, "s")
     half = len(case.events["user"]) // 2
@@ -164,6 +161,15 @@ def test_states_of_others(tmp_path: Path) -> None:
                      for ids in (["a", "b", "c"], ["a", "c", "b"]))  # fmt: skip
     with pytest.raises(PoolValueError, match="ids was"):
         second.state(first.state().to_bytes())
+    saved = WindowPool("user", "ts", Lookup("item", table), [None]).state()
+    for other_table in (table.astype(np.float32), np.ones((3, 2)), np.array([[1.0], [1], [2]])):
+        other = WindowPool("user", "ts", Lookup("item", other_table), [None])
+        with pytest.raises(PoolValueError, match=r"table was 'float64 \(3, 1\) [0-9a-f]+', and is"):
+            other.state(saved.to_bytes())
+        with pytest.raises(PoolValueError, match="different definitions"):
+            saved.merge(other.state())
+    equal = WindowPool("user", "ts", Lookup("item", table.copy()), [None])
+    saved.merge(equal.state(saved.to_bytes()))
     state.save(tmp_path / "state")
     assert spec.state(tmp_path / "state").to_bytes() == state.to_bytes()
     with pytest.raises(PoolValueError, match="cannot read"):

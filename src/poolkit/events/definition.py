@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -68,6 +70,16 @@ class Lookup:
     def finite(self) -> np.ndarray:
         """Which rows are finite."""
         return np.isfinite(self.table).all(axis=1)
+
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """What tells it from other tables: their types, shapes and digests."""
+        rows = hashlib.sha256(self.table.reshape(-1).data).hexdigest()
+        ids = None
+        if self.ids is not None:
+            named = json.dumps(self.keys.values().tolist(), default=repr)
+            ids = hashlib.sha256(named.encode()).hexdigest()
+        return {"table": f"{self.table.dtype} {self.table.shape} {rows}", "ids": ids}
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:

@@ -39,8 +39,9 @@ class WindowPool(Definition):
         windows: durations before the query ("1h", "7d", a timedelta), `calendar` ones, or None for
             all history.
         reduce: "count", and reductions: the library's by name or object, `decay`, `last`, `attend`.
-        tie: a column that orders events of one key and time; without, or where it is equal, events
-            are ordered by value, then by weight. `last` depends on it, and the last bits of sums.
+        tie: a column that orders events of one key and time: numbers, times or text. Without, or
+            where it is equal, events are ordered by value (those of a `Lookup` by their row), then
+            by weight. `last` depends on it, and the last bits of sums.
         known_at: a column of events: from when on each was known.
         weight: a column of events, of 0 or more. Sums are of weighted values, means and deviations
             divide by the sum of the weights (0 where that is 0), a max or min is one of weighted

@@ -270,10 +270,7 @@ def _identity(spec: Definition) -> dict[str, Any]:
                                                        "unit")}  # fmt: skip
     identity["value"] = spec.value.column
     if isinstance(spec.value, Lookup):
-        identity["rows"] = len(spec.value.table)
-        ids = spec.value.keys.values() if spec.value.ids is not None else None
-        identity["ids"] = None if ids is None else hashlib.sha256(
-            json.dumps(ids.tolist(), default=repr).encode()).hexdigest()  # fmt: skip
+        identity |= spec.value.identity
     return identity
 
 
