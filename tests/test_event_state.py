@@ -22,6 +22,7 @@ from test_events import Case, cases, skewed
 import poolkit
 from poolkit import PoolTypeError, PoolValueError
 from poolkit.events import Column, Lookup, WindowPool, attend, decay, last
+from poolkit.events.columns import QueryColumns
 
 REDUCE = ["count", "mean", "std", "max", decay("3s"), last(4), attend("target"), "median"]
 
@@ -113,6 +114,27 @@ def test_many_small_batches() -> None:
     assert len(state._runs) > 1
     for whole in (state, spec.state(state.to_bytes())):
         same(whole.query(queries["user"], queries["ts"]), want)
+
+
+def test_a_query_of_text_keys_does_not_go_through_all_keys() -> None:
+    events, queries = skewed(3000, 50)
+    for table in (events, queries):
+        table["user"] = np.char.add("ü", table["user"].astype(str)).astype(object)
+    spec = WindowPool("user", "ts", Column("vector"), ["100s", None], ["count", "mean", last(3)])
+    state, want = spec.state(), spec.asof(events, queries)
+    for part in np.split(np.arange(3000), [1800, 2620]):
+        state.update(rows(events, part))
+    same(state.query(queries["user"], queries["ts"]), want)
+    found = [run.keys.places for run in state._runs]
+    assert len(found) == 3
+    chosen = [7, 3, 7]
+    asked = QueryColumns.read(spec, rows(queries, chosen))
+    assert set(state._of(asked).keys.names) == set(queries["user"][chosen])
+    same(state.query(queries["user"][chosen], queries["ts"][chosen]),
+         {name: column[chosen] for name, column in want.items()})  # fmt: skip
+    assert all(run.keys.places is places for run, places in zip(state._runs, found, strict=True))
+    nobody = state.query(["ü", "x"], queries["ts"][:2])
+    assert nobody["count_all"].tolist() == [0, 0]
 
 
 def made(text: bool = False) -> tuple[WindowPool, Any, dict[str, Any]]:

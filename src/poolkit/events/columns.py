@@ -187,8 +187,9 @@ def joined(parts: Sequence[EventColumns]) -> EventColumns:
     for field in fields(first):
         if isinstance(getattr(first, field.name), np.ndarray):
             columns[field.name] = np.concatenate([getattr(part, field.name) for part in parts])
-    if first.keys.names is None:
-        keys = Keys(np.concatenate([part.keys.codes for part in parts]))
+    if all(part.keys.names is first.keys.names for part in parts):
+        codes = np.concatenate([part.keys.codes for part in parts])
+        keys = replace(first.keys, codes=codes)
     else:
         values = np.concatenate([part.keys.values() for part in parts])
         names, codes = np.unique(values, return_inverse=True)

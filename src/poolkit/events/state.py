@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +192,17 @@ class State:
             _check_kind(self.spec, self._runs[0], events)
 
     def _of(self, queries: QueryColumns) -> EventColumns:
-        """The events of the keys that are asked for."""
-        parts = []
+        """The events of the keys that are asked for, under the codes of the queries: what a query
+        costs does not depend on the keys that it does not ask for."""
+        asked = np.unique(queries.keys.codes)
+        keys, parts = replace(queries.keys, codes=asked), []
         for run in self._runs:
-            asked = np.unique(queries.keys.of(run.keys))
-            begin = np.searchsorted(run.keys.codes, asked)
-            count = np.searchsorted(run.keys.codes, asked, side="right") - begin
+            codes = keys.of(run.keys)
+            begin = np.searchsorted(run.keys.codes, codes)
+            count = np.searchsorted(run.keys.codes, codes, side="right") - begin
             shift = np.repeat(begin - (np.cumsum(count) - count), count)
-            parts.append(run.take(shift + np.arange(len(shift))))
+            part = run.take(shift + np.arange(len(shift)))
+            parts.append(replace(part, keys=replace(keys, codes=np.repeat(asked, count))))
         return joined(parts) if parts else _nothing(self.spec, queries)
 
     def _check_horizon(self, queries: QueryColumns) -> None:

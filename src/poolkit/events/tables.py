@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,12 @@ class Keys:
     def values(self) -> np.ndarray:
         return self.codes if self.names is None else self.names[self.codes]
 
+    @cached_property
+    def places(self) -> dict[Any, int]:
+        """Where each of `names` is. Kept, as the runs of a state are asked again and again."""
+        names = () if self.names is None else self.names.tolist()
+        return {name: place for place, name in enumerate(names)}
+
     def of(self, events: Keys, whose: str = "events", ours: str = "queries") -> np.ndarray:
         """These keys in the codes of `events`; a key that it does not have is no code of its."""
         if self.kind != events.kind and self.kind and events.kind:
@@ -123,8 +130,7 @@ class Keys:
             )
         if self.names is None or events.names is None:
             return self.codes
-        places = {name: place for place, name in enumerate(events.names.tolist())}
-        known = [places.get(name, -1) for name in self.names.tolist()]
+        known = [events.places.get(name, -1) for name in self.names.tolist()]
         return np.array(known, dtype=np.int64)[self.codes] if known else self.codes
 
     def take(self, places: np.ndarray) -> Keys:
