@@ -281,19 +281,20 @@ class Ones(nn.Module):
         self.wide = nn.Conv2d(1, 1, 3, padding=2, dilation=2)
         self.narrow = nn.Conv2d(1, 1, 1)
         self.last = nn.AvgPool2d(2)
+        self.all = nn.AdaptiveAvgPool2d(1)
         for weight in self.parameters():
             nn.init.ones_(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(self.stem(x))
-        return self.last(self.wide(x) + self.narrow(x))
+        return self.all(self.last(self.wide(x) + self.narrow(x)))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 50)])
 def test_receptive_fields_and_what_nothing_sees_are_those_of_gradients(size):
     model = Ones()
     advice = advise(model, torch.Size((1, 1, *size)))
-    assert [found.name for found in advice.sites] == ["stem", "pool", "last"]
+    assert [found.name for found in advice.sites] == ["stem", "pool", "last", "all"]
     outputs: dict[str, torch.Tensor] = {}
     for name, layer in model.named_children():
         layer.register_forward_hook(lambda _, args, out, name=name: outputs.update({name: out}))
@@ -311,6 +312,39 @@ def test_receptive_fields_and_what_nothing_sees_are_those_of_gradients(size):
             ever = all_of_them[0, 0].sum(1 - axis).nonzero().flatten()
             assert found.unseen[axis] == [int(ever[0]), size[axis] - 1 - int(ever[-1])]
         assert found.extent == list(size)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.flatten(2).amax(2),
+        lambda x: poolkit.pool(x, poolkit.Global(), "mean").flatten(1),
+        lambda x: F.avg_pool2d(x, 16).flatten(1),
+    ],
+    ids=["adaptive", "mean", "flattened", "poolkit", "one window"],
+)
+def test_what_sees_all_sees_no_row_that_was_dropped(whole):
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return whole(self.conv(x))
+
+    advice = advise(Whole(), "1x1x34x33")
+    found = advice.sites[-1]
+    assert (found.extent, found.sees, found.unseen) == ([34, 33], [33, 33], [[0, 1], [0, 0]])
+    assert "sees 33×33 of the input's 34×33 (97 % × 100 % of a side)" in str(advice)
+    assert "Nothing from here on sees the last 1 row of the input" in str(advice)
+
+
+def test_a_flattened_head_sees_no_row_that_was_dropped():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 16, 5))
+    head = advise(model, "1x1x9x9").sites[-1]
+    assert (head.kind, head.sees, head.unseen) == ("head", [8, 8], [[0, 1], [0, 1]])
 
 
 def test_rows_that_are_dropped_add_up():

@@ -94,6 +94,12 @@ def test_what_sees_everything_says_so(call):
     assert layer.receptive_field == layer.input_extent == [20, 20]
 
 
+def test_what_sees_everything_sees_no_row_that_was_dropped():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1))
+    layer = look(model, torch.randn(1, 3, 34, 33))[-1]
+    assert (layer.receptive_field, layer.whole_input) == ([33, 33], False)
+
+
 def test_a_field_is_never_larger_than_the_input():
     model = nn.Sequential(nn.Conv2d(3, 4, 9, padding=4), nn.MaxPool2d(8))
     (layer,) = look(model, torch.randn(1, 3, 12, 12))

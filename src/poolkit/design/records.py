@@ -83,10 +83,11 @@ class Site:
         source: the line that calls it, as ``net.py:42``, if no module is nothing but this.
         in_shape, out_shape: of its input and its output.
         sees: input positions that one value of the output sees, along each axis, never more than
-            there are; None where they are not known.
+            are left; None where they are not known.
         extent: how many there are.
         jump: input positions between neighbouring outputs: the effective stride.
-        unseen: input positions along each axis, before and behind, that no output sees.
+        unseen: input positions along each axis, before and behind, that no output sees; None as
+            ``sees``.
         claims: what follows from all this.
         alternatives: what could stand there instead.
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor, prod
+from math import ceil, prod
 from typing import Any
 
 from torch import nn
 
 from poolkit.design.records import Claim, Site
-from poolkit.inspection.dataflow import Axis, View
+from poolkit.inspection.dataflow import View
 from poolkit.inspection.downsampling import Pooled, as_maps, downsampling_of
 from poolkit.inspection.flags import flags_on_paper
 from poolkit.inspection.poolkit_calls import is_poolkits
@@ -60,54 +60,18 @@ class Subject:
 def subjects_of(run: Run, model: nn.Module) -> list[Subject]:
     """The sites of a model that ran, in order."""
     by_step = {id(traced.step): traced for traced in run.found}
-    lost = _lost(run)
     found: list[Subject] = []
     ran: set[int] = set()
     for step in run.steps:
         traced = by_step.get(id(step))
-        if traced is None:
-            subject = _head(step, model, run)
-        else:
-            subject = _pooling(traced, model, run, ran, lost.get(id(step)))
+        subject = _pooling(traced, model, run, ran) if traced else _head(step, model, run)
         if subject is not None:
             found.append(subject)
             ran.add(id(subject.module))
     return found
 
 
-def _lost(run: Run) -> dict[int, list[list[int]]]:
-    """What nothing sees of the input, before and behind along each axis, from each call on.
-
-    Padding widens what a value sees beyond the rows that a call before has dropped, but nothing
-    brings them back: what all of a call's producers have lost, it has lost too.
-    """
-    lost: dict[int, list[list[int]]] = {}
-    for step in run.steps:
-        view = step.view
-        if view is None or len(view.dims) != len(view.axes):
-            continue
-        sides = (step.shape[dim] for dim in view.dims)
-        own = [unseen(axis, side) for axis, side in zip(view.axes, sides, strict=True)]
-        before = [lost.get(id(producer), []) for producer in step.producers]
-        lost[id(step)] = [
-            [
-                max(own[axis][end], min((each[axis][end] for each in before), default=0))
-                if all(len(each) == len(own) for each in before)
-                else own[axis][end]
-                for end in (0, 1)
-            ]
-            for axis in range(len(own))
-        ]
-    return lost
-
-
-def _pooling(
-    traced: TracedPooling,
-    model: nn.Module,
-    run: Run,
-    ran: set[int],
-    lost: list[list[int]] | None,
-) -> Subject | None:
+def _pooling(traced: TracedPooling, model: nn.Module, run: Run, ran: set[int]) -> Subject | None:
     pooling, view = traced.pooling, traced.view
     layer = downsampling_of(pooling)
     maps, after = as_maps(pooling, traced.input), as_maps(pooling, traced.output, is_output=True)
@@ -130,7 +94,6 @@ def _pooling(
         in_shape=list(shapes[0]),
         out_shape=list(shapes[1]),
         **_geometry(view),
-        unseen=lost,
     )
     site.claims.extend(_seen(site, view))
     if layer is not None and maps is not None:
@@ -182,7 +145,6 @@ def _head(step: Step, model: nn.Module, run: Run) -> Subject | None:
         in_shape=list(before.shape),
         out_shape=list(step.shape),
         **_geometry(before.view.everything() if before.view else None),
-        unseen=None,
     )
     site.claims.append(
         Claim(
@@ -195,30 +157,15 @@ def _head(step: Step, model: nn.Module, run: Run) -> Subject | None:
 
 
 def _geometry(view: View | None) -> dict[str, Any]:
-    """What one value sees, and how far its neighbour is."""
+    """What one value sees, how far its neighbour is, and what none of them sees."""
     if view is None:
-        return dict.fromkeys(("sees", "extent", "jump"))
+        return dict.fromkeys(("sees", "extent", "jump", "unseen"))
     return {
         "sees": [axis.seen() for axis in view.axes],
         "extent": [axis.extent for axis in view.axes],
         "jump": [round(axis.sees.jump, 4) for axis in view.axes],
+        "unseen": [list(axis.unseen) for axis in view.axes],
     }
-
-
-def unseen(axis: Axis, outputs: int) -> tuple[int, int]:
-    """How many input positions lie before what the first output sees, and behind the last.
-
-    >>> unseen(Axis(7).through(2, 2), 3), unseen(Axis(8).through(3, 2, padding=1), 4)
-    ((0, 1), (0, 0))
-    """
-    if axis.whole or not outputs:
-        return 0, 0
-    reach = (axis.sees.size - 1) / 2
-    first, last = (
-        axis.sees.offset - reach,
-        axis.sees.offset + (outputs - 1) * axis.sees.jump + reach,
-    )
-    return max(0, ceil(round(first, 4))), max(0, axis.extent - 1 - floor(round(last, 4)))
 
 
 def _seen(site: Site, view: View | None) -> list[Claim]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, prod
+from math import ceil, floor, prod
 from typing import Any
 
 import torch
@@ -23,12 +23,15 @@ from poolkit.windows import ReceptiveField
 class Axis:
     """One spatial axis: how long the network's input is along it, and what a value sees of it.
 
-    ``whole`` is True once something has looked at all of it, whatever ``sees`` says.
+    ``whole`` is True once something has looked at all that was left of it, whatever ``sees`` says.
+    ``unseen`` counts the positions before and behind that nothing from here on sees: padding widens
+    what a value sees beyond what a call before has dropped, but nothing brings that back.
     """
 
     extent: int
     sees: ReceptiveField = field(default_factory=ReceptiveField)
     whole: bool = False
+    unseen: tuple[int, int] = (0, 0)
 
     def through(
         self, kernel_size: float, stride: float = 1, dilation: float = 1, padding: float = 0
@@ -51,11 +54,29 @@ class Axis:
         centre = (self.extent - 1) / 2
         return replace(self, sees=replace(self.sees, offset=centre), whole=True)
 
+    def along(self, length: int) -> Axis:
+        """The axis of a map of ``length`` positions, without what none of them sees.
+
+        >>> Axis(7).through(2, 2).along(3).unseen, Axis(8).through(3, 2, padding=1).along(4).unseen
+        ((0, 1), (0, 0))
+        """
+        if self.whole or not length:
+            return self
+        reach = (self.sees.size - 1) / 2
+        first = self.sees.offset - reach
+        last = self.sees.offset + (length - 1) * self.sees.jump + reach
+        before, behind = ceil(round(first, 4)), self.extent - 1 - floor(round(last, 4))
+        return replace(self, unseen=(max(self.unseen[0], before), max(self.unseen[1], behind)))
+
     def seen(self) -> int:
-        """Input positions seen, never more than there are."""
+        """Input positions seen, never more than are left.
+
+        >>> Axis(34).through(3, 2).along(16).everything().seen()
+        33
+        """
+        left = self.extent - sum(self.unseen)
         # The jump after an upsampling is a fraction: what rounding left must not count as one.
-        size = ceil(round(self.sees.size, 6))
-        return self.extent if self.whole else min(self.extent, size)
+        return left if self.whole else min(left, ceil(round(self.sees.size, 6)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,13 @@ class View:
 
     def everything(self) -> View:
         return replace(self, axes=tuple(axis.everything() for axis in self.axes))
+
+    def of(self, shape: Sequence[int]) -> View:
+        """The view of a tensor of this shape, without what none of its positions sees."""
+        if len(self.dims) != len(self.axes) or max(self.dims, default=0) >= len(shape):
+            return self
+        axes = (axis.along(shape[dim]) for axis, dim in zip(self.axes, self.dims, strict=True))
+        return replace(self, axes=tuple(axes))
 
 
 def of_input(x: torch.Tensor, rank: int | None = None) -> View | None:
@@ -102,7 +130,8 @@ def _wider(a: Axis, b: Axis) -> Axis:
     wider = a if a.sees.size >= b.sees.size else b
     jump = max(a.sees.jump, b.sees.jump)
     sees = ReceptiveField(wider.sees.size, jump, wider.sees.offset)
-    return Axis(max(a.extent, b.extent), sees, a.whole or b.whole)
+    unseen = min(a.unseen[0], b.unseen[0]), min(a.unseen[1], b.unseen[1])
+    return Axis(max(a.extent, b.extent), sees, a.whole or b.whole, unseen)
 
 
 _MIXES_EVERYTHING = {
@@ -115,6 +144,10 @@ _NEAREST = "nearest"
 
 def after_pooling(pooling: Pooling, view: View, x: torch.Tensor, out: torch.Tensor) -> View:
     """The view of the output ``out`` of ``pooling`` of ``x``."""
+    return _pooled(pooling, view, x, out).of(out.shape)
+
+
+def _pooled(pooling: Pooling, view: View, x: torch.Tensor, out: torch.Tensor) -> View:
     if pooling.is_reduction:
         reduced = pooling.arguments["dim"]
         kept = tuple(dim for dim in view.dims if dim not in reduced)
@@ -171,6 +204,11 @@ def after_call(call: Call, view: View, out: torch.Tensor) -> View | None:
     None for statistics of an input before any feature map is made from it: what an image is
     normalised by is not what a layer looks at.
     """
+    after = _called(call, view, out)
+    return None if after is None else after.of(out.shape)
+
+
+def _called(call: Call, view: View, out: torch.Tensor) -> View | None:
     name, args, kwargs = call.name, call.args, call.kwargs
     x = next((a for a in args if isinstance(a, torch.Tensor)), None)
     if x is None:
