@@ -419,13 +419,81 @@ class Looks(Calls):
         return super().forward(x + 1 if float(x.sum()) > 5 else x)
 
 
-def test_a_model_that_looks_at_values_runs_on_zeros():
+def test_a_model_that_looks_at_values_runs_on_some():
     advice = advise(Looks(), "1x3x8x8")
-    assert advice.paper == "zeros"
+    assert advice.paper == "random"
     assert advice.draft.multiply_adds == advise(Calls(), "1x3x8x8").draft.multiply_adds
     problems = {row.problem for row in advice.sites[0].alternatives}
     assert any("it is a call in a forward (test_advise.py:" in problem for problem in problems)
-    assert "it ran on zeros" in str(advice)
+    assert "on fixed random inputs from 0 to 1" in str(advice)
+    assert advise(Looks(), "1x3x8x8").to_dict() == advice.to_dict()
+
+
+class Pools(nn.Module):
+    """It pools what is not zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return self.pool(x) if x.abs().sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("inputs", "paper", "pooled"),
+    [
+        ("1x3x16x16", "random", True),
+        (torch.ones(1, 3, 16, 16), "values", True),
+        (torch.zeros(1, 3, 16, 16), "values", False),
+    ],
+    ids=["size", "ones", "zeros"],
+)
+def test_a_branch_is_taken_as_the_values_have_it(inputs, paper, pooled):
+    advice = advise(Pools(), inputs)
+    assert (advice.paper, [found.name for found in advice.sites]) == (paper, ["pool"] * pooled)
+    assert advice.draft.outputs == [[1, 8, 8, 8] if pooled else [1, 8, 16, 16]]
+    text = " ".join(str(advice).split())
+    said = text.index("Branches that depend on values were taken as these have it.")
+    assert ("on the inputs that were given" in text) == (paper == "values")
+    assert ("Nothing makes a map smaller" in text[said:]) == (not pooled)
+    if pooled:
+        assert rows(advice.sites[0])["average"].draft.outputs == [[1, 8, 8, 8]]
+
+
+class Masked(nn.Module):
+    """It keeps the channels that a buffer names, counts its runs, and changes its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)
+        self.register_buffer("keep", torch.tensor([1, 1, 0, 0, 1, 1, 0, 0]).bool())
+        self.register_buffer("runs", torch.zeros(1))
+        self.head = nn.Linear(4 * 9, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        x *= 2
+        return self.head(self.pool(self.conv(x))[:, self.keep].flatten(1))
+
+
+def test_buffers_keep_their_values_and_nothing_is_changed():
+    model, x = Masked(), torch.ones(1, 3, 8, 8)
+    weight = model.conv.weight.clone()
+    for inputs, paper in ((x, "values"), ("1x3x8x8", "random")):
+        advice = advise(model, inputs)
+        assert (advice.paper, advice.draft.outputs) == (paper, [[1, 2]])
+        assert rows(advice.sites[0])["average"].draft.outputs == [[1, 2]]
+    assert (float(model.runs), float(x.sum())) == (0, 192)
+    assert torch.equal(model.conv.weight, weight)
+
+
+def test_a_model_without_memory_that_looks_at_values_says_so():
+    with on_paper():
+        model = Masked()
+    with pytest.raises(PoolValueError, match=r"the model raised on input float32\[1, 3, 8, 8\]"):
+        advise(model, "1x3x8x8")
 
 
 def test_tensors_that_are_attributes_are_on_paper_too():
@@ -674,6 +742,13 @@ def looks_while_it_is_built():
     width = int(torch.ones(4).sum())
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.MaxPool2d(2))
 
+class Looks(nn.MaxPool2d):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 400 else x
+
+def looks():
+    return nn.Sequential(Looks(2)), torch.full((1, 3, 12, 12), 2.0)
+
 def plain():
     return nn.Conv2d(3, 4, 3)
 
@@ -708,6 +783,11 @@ def test_the_command_prints_and_writes(capsys):
     ):
         assert main(["advise", *arguments]) == 0
         assert f"float32[1, 3, {size}, {size}]" in capsys.readouterr().out
+    for size, pooled in (([], True), (["--input", "1x3x12x12"], False)):
+        assert main(["advise", "net.py:looks", *size]) == 0
+        out = capsys.readouterr().out
+        assert "The model does not run without values" in out
+        assert ("Nothing makes a map smaller" in out) == (not pooled)
     assert main(["advise", "net.py:plain", "--input", "1x3x9x9"]) == 0
     assert "Nothing makes a map smaller" in capsys.readouterr().out
 

@@ -126,14 +126,16 @@ def advise(
         Parameter(
             name="--input", consume_multiple=True, negative="",
             help="The size of each argument of forward, as 1x3x224x224, or 1x128:int64 for "
-            "another dtype than float32; or files, of which the size counts.",
+            "another dtype than float32; or files, of which the size counts, and the values "
+            "only if the model looks at them.",
         ),
     ] = None,
     json: _Json = None,
 ) -> int:  # fmt: skip
     """Say what a model's poolings do to its input, and what others in their places would cost.
 
-    Needs no data and no weights, only a size: alternatives are built and counted without values.
+    Needs no data and no weights, only a size: alternatives are built and counted without values,
+    unless the model looks at them.
     """
     _check_targets(json)
     from poolkit.design.sources import advise_on

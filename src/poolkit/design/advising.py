@@ -1,4 +1,4 @@
-"""The advice itself: run the model without values, then every alternative of every site."""
+"""The advice itself: run the model as it is, then with every alternative of every site."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.inspector import arguments_of
 from poolkit.inspection.trace import Run, describe_tensor, tensors_in
 from poolkit.inspection.wording import human_shape
+from poolkit.optimization.equality import fixed_randomness
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,7 +37,9 @@ def advise(
     """What a model's poolings do to its input, and what others in their places would cost.
 
     Needs no data and no weights, only sizes: the model and each altered copy of it run on tensors
-    without values, and what is reported was counted in that run.
+    without values, and what is reported was counted in that run. A model that looks at values runs
+    in memory with its own weights and buffers, and takes the branches that these and the inputs
+    make it take: ``paper`` says so. Give it tensors; a size becomes random numbers there.
 
     Args:
         model: any module. It is not changed.
@@ -99,7 +102,7 @@ def advise(
             for key, claim in LITERATURE.items()
             if key in cited or (key == EFFECTIVE_FIELD and shown)
         },
-        paper="shapes" if paper.device == "meta" else "zeros",
+        paper=paper.kind,
     )
 
 
@@ -121,7 +124,7 @@ def _try(
     changes = proposal.changes
     try:
         model = paper.copy(base)
-        with paper.open():
+        with paper.open(), fixed_randomness():
             model = proposal.build(model, paper)
         if proposal.denser:
             draft, _ = paper.draft(model)

@@ -14,7 +14,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from poolkit import nn as pools
@@ -449,8 +448,8 @@ def fitted_heads(model: nn.Module) -> Iterator[dict[str, tuple[int, int]]]:
         if width != linear.in_features:
             fitted[name] = (linear.in_features, width)
             linear.in_features = width
-            weight = torch.zeros(linear.out_features, width, dtype=linear.weight.dtype)
-            linear.weight = nn.Parameter(weight)
+            dtype = linear.weight.dtype
+            linear.weight = nn.Linear(width, linear.out_features, dtype=dtype).weight
 
     hooks = [
         module.register_forward_pre_hook(partial(fit, name))

@@ -75,6 +75,10 @@ model and each altered copy of it run on tensors that have a shape and no memory
 $ poolkit advise package.module:factory --input 1x3x224x224 --json advice.json
 ```
 
+A model that looks at values cannot: it runs in memory, with its own weights and buffers, on the
+tensors it is given, or on random numbers of the size. It takes the branches that these values make
+it take, and the first lines say so.
+
 In Python, `poolkit.advise(model, "1x3x224x224")` has the same in `sites`:
 
 ```python

@@ -1,7 +1,8 @@
 """Models on paper: tensors that have a shape and a dtype, and no memory.
 
 Tensors of torch's meta device run a forward in milliseconds, whatever its size. A forward that
-looks at values cannot run on them; it runs on zeros, whose values do not matter either.
+looks at values cannot run on them. It runs in memory, on the values that there are: which branch
+it takes, and how much a mask keeps, depends on them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,8 +40,9 @@ class Paper:
     """Where drafts of one model run, all on the same inputs.
 
     Attributes:
-        args, kwargs: of ``forward``; what matters of tensors is their shape and dtype.
-        device: "meta", where tensors have no memory, or "cpu", where they hold zeros.
+        args, kwargs: of ``forward``.
+        device: "meta", where tensors have no memory, and only their shape and dtype matter; or
+            "cpu", where weights, buffers and given tensors are as they are.
     """
 
     args: tuple[Any, ...]
@@ -49,24 +51,35 @@ class Paper:
 
     @classmethod
     def that_runs(cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Paper:
-        """Without memory if the model runs so, else with zeros. Raises PoolError if on neither."""
+        """Without memory if the model runs so, else with values. Raises PoolError if on neither,
+        or if a weight has no value."""
         paper = cls(args, kwargs)
         try:
             paper.run(paper.copy(model))
         except PoolError:
+            if any(tensor.is_meta for tensor in _tensors_of(model)):
+                raise
             paper = cls(args, kwargs, "cpu")
             paper.run(paper.copy(model))
         return paper
+
+    @property
+    def kind(self) -> Literal["shapes", "values", "random"]:
+        """What it runs on, as `Findings.paper` has it."""
+        if self.device == "meta":
+            return "shapes"
+        sizes = any(x.is_meta for x in tensors_in((self.args, dict(self.kwargs))))
+        return "random" if sizes else "values"
 
     def open(self) -> torch.device:
         """Inside, tensors that are made are of this paper's kind."""
         return torch.device(self.device)
 
     def copy(self, model: nn.Module) -> nn.Module:
-        """The same model with other weights, that of its class, mode and names."""
+        """The same model, of its class, mode and names; on paper without the values of weights."""
         with self.open():
             memo: dict[int, Any] = {
-                id(tensor): _like(tensor)
+                id(tensor): self._weight(tensor)
                 for tensor in _tensors_of(model)
                 if not nn.parameter.is_lazy(tensor)
             }
@@ -80,12 +93,30 @@ class Paper:
                 ) from None
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of ``forward``, of this paper's kind while it is open."""
-        return pytree.tree_map_only(
-            torch.Tensor,
-            lambda x: torch.zeros(x.shape, dtype=x.dtype),
-            (self.args, dict(self.kwargs)),
-        )
+        """Arguments of ``forward``, the same each time; a size becomes numbers where it must."""
+        random = torch.Generator().manual_seed(0)
+
+        def argument(x: torch.Tensor) -> torch.Tensor:
+            if self.device == "meta" or not x.is_meta:
+                return self._own(x)
+            if x.dtype.is_floating_point:
+                numbers = torch.rand(x.shape, generator=random, device=self.device)
+                return numbers.to(x.dtype)
+            return torch.ones(x.shape, dtype=x.dtype, device=self.device)
+
+        return pytree.tree_map_only(torch.Tensor, argument, (self.args, dict(self.kwargs)))
+
+    def _weight(self, weight: torch.Tensor) -> torch.Tensor:
+        new = self._own(weight)
+        if isinstance(weight, nn.Parameter):
+            return nn.Parameter(new, requires_grad=weight.requires_grad)
+        return new
+
+    def _own(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of this paper's that may be changed."""
+        if self.device == "meta":
+            return torch.empty(x.shape, dtype=x.dtype, device="meta")
+        return x.detach().to(self.device, copy=True)
 
     def positional(self) -> tuple[Any, ...]:
         """The arguments of ``forward``, where none has to be named. Raises PoolValueError else."""
@@ -143,13 +174,6 @@ def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.buffers()
     for module in model.modules():
         yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
-
-
-def _like(weight: torch.Tensor) -> torch.Tensor:
-    new = torch.zeros(weight.shape, dtype=weight.dtype)
-    if isinstance(weight, nn.Parameter):
-        return nn.Parameter(new, requires_grad=weight.requires_grad)
-    return new
 
 
 def _last_map(run: Run) -> tuple[Step, View] | None:

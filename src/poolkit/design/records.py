@@ -28,7 +28,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a model costs on these inputs, counted by running it without values.
+    """What a model costs on these inputs, counted by running it.
 
     Attributes:
         parameters: numbers that are learned.
@@ -116,7 +116,9 @@ class Findings:
         draft: what the model costs as it is.
         sites: in the order in which they run.
         literature: the claims of others that alternatives refer to, by key.
-        paper: "shapes" if nothing had values, "zeros" if the model would not run so.
+        paper: "shapes" if nothing had values. If the model would not run so: "values" if it ran on
+            the tensors that were given, "random" if random numbers stood for sizes; in both with
+            its own weights and buffers, and by the branches that these values made it take.
     """
 
     model: str
@@ -124,4 +126,4 @@ class Findings:
     draft: Draft
     sites: list[Site]
     literature: dict[str, Claim]
-    paper: str = "shapes"
+    paper: Literal["shapes", "values", "random"] = "shapes"

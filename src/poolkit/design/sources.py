@@ -40,9 +40,12 @@ def advise_on(where: str | None, words: Sequence[str], progress: Progress | None
     try:
         with on_paper():
             made = load_model(where)
-        return _advise(where, *made, inputs, name, progress)
+        advice = _advise(where, *made, inputs, name, progress)
+        if advice.paper == "shapes":
+            return advice
     except PoolError:  # also what looks at the values of its weights
-        return _advise(where, *load_model(where), inputs, name, progress)
+        pass
+    return _advise(where, *load_model(where), inputs, name, progress)
 
 
 def _advise(

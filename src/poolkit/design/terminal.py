@@ -29,6 +29,11 @@ def lines(advice: Findings, width: int = 120) -> Iterator[RenderableType]:
         f"{human_number(draft.parameters)} parameters, {human_number(draft.multiply_adds)} "
         f"multiply-adds, {human_bytes(draft.activations)} of activations for this input."
     )
+    if advice.paper != "shapes":
+        yield Text(
+            "The model does not run without values, so it ran with its weights and buffers on "
+            f"{_INPUTS[advice.paper]}. Branches that depend on values were taken as these have it."
+        )
     if not advice.sites:
         yield Text("Nothing makes a map smaller: no pooling, strided convolution or flattened map.")
         return
@@ -39,8 +44,6 @@ def lines(advice: Findings, width: int = 120) -> Iterator[RenderableType]:
         yield from _site(site, draft, numbers)
     yield Text("")
     yield Text(_NOTE, style="dim")
-    if advice.paper == "zeros":
-        yield Text("The model looks at values; it ran on zeros.", style="dim")
     yield Text("")
     yield Text(
         "Literature; not measured on your model or data (poolkit compare measures there):",
@@ -53,6 +56,10 @@ def lines(advice: Findings, width: int = 120) -> Iterator[RenderableType]:
         )  # fmt: skip
 
 
+_INPUTS = {
+    "values": "the inputs that were given",
+    "random": "fixed random inputs from 0 to 1 (ones where they are no floats) in place of sizes",
+}
 _NOTE = (
     "All of the above is arithmetic, for this model and this input: each alternative was built, "
     "all else left as it is, and counted. Figures are differences of the whole model. "
