@@ -308,8 +308,9 @@ double Decayed<T>::factor(int64_t gap) const {
     return gap == 0 ? 1.0 : power_of_two(-(static_cast<double>(gap) / half_life));
 }
 
-// A sum without error until it is rounded, once: parts that do not overlap (Shewchuk, "Adaptive
-// precision floating-point arithmetic and fast robust geometric predicates", 1997).
+// A sum without error until it is rounded, once: parts that do not touch, and what overflows them
+// (Shewchuk, "Adaptive precision floating-point arithmetic and fast robust geometric predicates",
+// 1997).
 class ExactSum {
   public:
     void add(double x) {
@@ -321,7 +322,15 @@ class ExactSum {
         for (int i = 0; i < size_; ++i) {
             double y = parts_[i];
             if (std::fabs(x) < std::fabs(y)) std::swap(x, y);
-            const double sum = x + y, error = y - (sum - x);
+            double sum = x + y;
+            if (!std::isfinite(sum)) {  // 2^1023 <= |x|, so that nothing is lost here
+                const double half = std::copysign(0x1p1023, x);
+                overflows_ += x > 0 ? 1 : -1;
+                x = x - half - half;
+                if (std::fabs(x) < std::fabs(y)) std::swap(x, y);
+                sum = x + y;
+            }
+            const double error = y - (sum - x);
             if (error != 0) parts_[kept++] = error;
             x = sum;
         }
@@ -330,27 +339,31 @@ class ExactSum {
     }
     double rounded() const {
         if (other_ != 0 || other_ != other_) return other_;
-        int i = size_ - 1;
-        if (i < 0) return 0.0;
-        double sum = parts_[i], error = 0;
-        while (--i >= 0) {
-            const double before = sum;
-            sum = before + parts_[i];
-            error = parts_[i] - (sum - before);
-            if (error != 0) break;
+        // At half the scale 2^1024 is a double. Where it counts, what halving rounds is too small
+        // to matter but for its sign.
+        const double scale = overflows_ ? 0.5 : 1.0;
+        double sum = static_cast<double>(overflows_) * 0x1p1023, error = 0;
+        int i = size_;
+        while (error == 0 && i > 0) {
+            const double before = sum, part = scale * parts_[--i];
+            sum = before + part;
+            error = part - (sum - before);
         }
         // Half way between two doubles, what is below decides.
         if (i > 0 && (error < 0) == (parts_[i - 1] < 0) && error != 0) {
             const double twice = 2 * error, up = sum + twice;
             if (twice == up - sum) sum = up;
         }
-        return sum + 0.0;
+        return sum / scale;
     }
 
   private:
-    double parts_[48];  // 2098 bits of all doubles' exponents, 53 in each
+    // All doubles together have 2098 bits. A part takes one at least, and the next is left free;
+    // the largest may be 0.
+    double parts_[2098 / 2 + 1];
     int size_ = 0;
-    double other_ = 0;  // infinities and NaN
+    int64_t overflows_ = 0;  // of 2^1024
+    double other_ = 0;       // infinities and NaN
 };
 
 double dot(const double* q, const double* x, int64_t n) {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 from event_oracle import reduced, visible
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import poolkit
@@ -146,6 +148,51 @@ def test_exact_sums_are_rounded_once(case: Case) -> None:
             for name in ("sum", "mean"):
                 want = reduced(seen, query, name) or [0.0] * 3
                 assert out[f"{name}_{window}"][q].tolist() == want
+
+
+def exact_sum(values: list[float]) -> float:
+    x = np.array(values)[:, None]
+    events = {"user": np.zeros(len(x), np.int64), "x": x,
+              "ts": np.arange(len(x)).astype("datetime64[s]")}  # fmt: skip
+    spec = WindowPool("user", "ts", Column("x"), [None], ["sum"], accumulate="exact")
+    out = spec.asof(events, {"user": [0], "ts": np.array([len(x)], "datetime64[s]")})
+    return float(out["sum_all"][0, 0])
+
+
+LARGEST = float(np.finfo(np.float64).max)
+
+
+@given(
+    st.lists(
+        st.sampled_from([LARGEST, 2.0**1023, 1e308, 2.0**970, 2.0**969, 1.0, 5e-324]).flatmap(
+            lambda x: st.sampled_from([x, -x])
+        ),
+        min_size=1,
+        max_size=80,
+    )
+)
+@example([1e308] * 60)
+@example([1e308, 1e308, -1e308])
+@example([-LARGEST, -(2.0**970), 5e-324])  # rounds to the largest, but for the last to infinity
+@example([LARGEST, 2.0**970, -5e-324])
+def test_exact_sums_overflow_only_in_the_end(values: list[float]) -> None:
+    total = sum(map(Fraction, values))
+    try:
+        want = float(total)
+    except OverflowError:
+        want = math.inf if total > 0 else -math.inf
+    assert exact_sum(values) == want
+
+
+def test_exact_sums_of_many_parts() -> None:
+    """A part for every other bit: each new one is what is left of one so large that it merges with
+    none."""
+    bits = range(-1074, 970, 2)
+    values = [x for bit in bits for x in (2.0 ** (bit + 53), 2.0**bit - 2.0 ** (bit + 53))]
+    assert exact_sum(values) == math.fsum(2.0**bit for bit in bits)
+    assert exact_sum([*values, -(2.0**968), -(2.0**966)]) == math.fsum(
+        2.0**bit for bit in bits[:-2]
+    )
 
 
 @given(cases())
