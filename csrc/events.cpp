@@ -199,27 +199,40 @@ struct Additive : Values<T> {
 };
 
 // Sums of rows that were worth more by half for each half-life they are younger; relative to the
-// last event, so that an old history does not vanish.
+// last event that weighs anything, so that an old history does not vanish. Behind them and the
+// weights' sum: the time from that event to the last.
 template <class T>
 struct Decayed : Additive<T, true> {
     double half_life;
 
-    double factor(int64_t gap) const;
+    int64_t size() const { return this->width + 2; }
+    double factor(double gap) const;
+    void lift(double* out, int64_t event) const {
+        Additive<T, true>::lift(out, event);
+        out[this->width + 1] = 0;
+    }
     void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
-        this->lift(out, a);
+        lift(out, a);
         append(out, out, b, gap);
     }
     void append(double* out, const double* a, int64_t event, int64_t gap) const {
         const T* x = this->row(event);
-        const double w = this->weight(event), f = factor(gap);
+        const int64_t n = this->width;
+        const double w = this->weight(event), apart = gap + a[n + 1];
+        const double f = w == 0 ? 1.0 : factor(apart);
 #pragma GCC ivdep
-        for (int64_t j = 0; j < this->width; ++j) out[j] = f * a[j] + w * x[j];
-        out[this->width] = f * a[this->width] + w;
+        for (int64_t j = 0; j < n; ++j) out[j] = f * a[j] + w * x[j];
+        out[n] = f * a[n] + w;
+        out[n + 1] = w == 0 ? apart : 0.0;
     }
     void merge(double* out, const double* a, const double* b, int64_t gap) const {
-        const double f = factor(gap);
+        const int64_t n = this->width;
+        const double apart = gap + a[n + 1];
+        const bool weightless = b[n] == 0;
+        const double f = weightless ? 1.0 : factor(apart - b[n + 1]);
 #pragma GCC ivdep
-        for (int64_t j = 0; j <= this->width; ++j) out[j] = f * a[j] + b[j];
+        for (int64_t j = 0; j <= n; ++j) out[j] = f * a[j] + b[j];
+        out[n + 1] = weightless ? apart : b[n + 1];
     }
 };
 
@@ -271,28 +284,32 @@ struct Centred : Values<T> {
         const int64_t n = this->width;
         const T* x = this->row(event);
         const double wa = a[2 * n], w = this->weight(event), total = wa + w;
+        const bool first = wa == 0;  // of those that weigh anything, so far
         const double share = total > 0 ? w / total : 0.0, both = wa * share;
 #pragma GCC ivdep
         for (int64_t j = 0; j < n; ++j) {
             const double apart = x[j] - a[j];
             out[n + j] = a[n + j] + (double(x[j]) - x[j]) + apart * (apart * both);
-            out[j] = a[j] + apart * share;
+            out[j] = first ? x[j] : a[j] + apart * share;
         }
         out[2 * n] = total;
     }
     void merge(double* out, const double* a, const double* b, int64_t) const {
         const int64_t n = this->width;
         const double wa = a[2 * n], wb = b[2 * n], total = wa + wb;
+        const bool first = wa == 0;
         const double share = total > 0 ? wb / total : 0.0, both = wa * share;
 #pragma GCC ivdep
         for (int64_t j = 0; j < n; ++j) {
             const double apart = b[j] - a[j];
             out[n + j] = a[n + j] + b[n + j] + apart * (apart * both);
-            out[j] = a[j] + apart * share;
+            out[j] = first ? b[j] : a[j] + apart * share;
         }
         out[2 * n] = total;
     }
 };
+
+constexpr double kLog2E = 0x1.71547652b82fep+0;
 
 // 2^x for x <= 0, without libm's, whose last bit depends on the processor. To 2 ulp.
 double power_of_two(double x) {
@@ -304,8 +321,8 @@ double power_of_two(double x) {
 }
 
 template <class T>
-double Decayed<T>::factor(int64_t gap) const {
-    return gap == 0 ? 1.0 : power_of_two(-(static_cast<double>(gap) / half_life));
+double Decayed<T>::factor(double gap) const {
+    return gap == 0 ? 1.0 : power_of_two(-(gap / half_life));
 }
 
 // A sum without error until it is rounded, once: parts that do not touch, and what overflows them
@@ -802,16 +819,16 @@ struct Item {
             double most = -std::numeric_limits<double>::infinity(), total = 0;
             each_event(range, [&](int64_t e) {
                 std::copy(values.row(e), values.row(e) + values.width, row.begin());
-                scores.push_back(job.parameter * dot(query, row.data(), values.width));
-                most =
-                    scores.back() > most || scores.back() != scores.back() ? scores.back() : most;
+                const double score = job.parameter * dot(query, row.data(), values.width);
+                scores.push_back(score);
+                if (values.weight(e) != 0 && (score > most || score != score)) most = score;
             });
             std::fill(sum.begin(), sum.end(), 0.0);
             const double* score = scores.data();
             each_event(range, [&](int64_t e) {
                 const T* x = values.row(e);
-                const double w =
-                    values.weight(e) * power_of_two((*score++ - most) * 0x1.71547652b82fep+0);
+                const double above = *score++ - most, weight = values.weight(e);
+                const double w = weight == 0 ? 0.0 : weight * power_of_two(above * kLog2E);
                 for (int64_t j = 0; j < values.width; ++j) sum[j] += w * x[j];
                 total += w;
             });

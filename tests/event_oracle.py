@@ -33,15 +33,17 @@ def reduced(seen: list[dict], query: dict, reduction: str, parameter: Any = None
     if not seen:
         return None
     weights = [e["weight"] for e in seen]
+    heavy = [e for e in seen if e["weight"]] or seen[-1:]  # what weighs nothing decides nothing
     columns = list(zip(*[e["value"] for e in seen], strict=True))
     if reduction == "decay":
-        ages = [seen[-1]["time"] - e["time"] for e in seen]
+        ages = [max(heavy[-1]["time"] - e["time"], 0) for e in seen]
         weights = [w * 2.0 ** -(age / parameter) for w, age in zip(weights, ages, strict=True)]
     if reduction == "attend":
         target = query["target"]
         scores = [parameter * math.fsum(map(math.prod, zip(target, e["value"], strict=True)))
                   for e in seen]  # fmt: skip
-        weights = [w * math.exp(s - max(scores)) for w, s in zip(weights, scores, strict=True)]
+        most = max((s for w, s in zip(weights, scores, strict=True) if w), default=0.0)
+        weights = [w and w * math.exp(s - most) for w, s in zip(weights, scores, strict=True)]
     total = math.fsum(weights)
     sums = [math.fsum(w * x for w, x in zip(weights, xs, strict=True)) for xs in columns]
     if reduction == "sum":

@@ -289,6 +289,22 @@ def test_sums_do_not_cancel() -> None:
     assert out["std_15s"][1, 0] == 0.5
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_what_weighs_nothing_hides_nothing(order: tuple[int, ...]) -> None:
+    """However large it is, and however long after."""
+    ts = np.array([0, 10**6, 2 * 10**6], "datetime64[s]")
+    x, w = np.array([3.0, 3.0, 2e20]), np.array([1.0, 2.0, 0.0])
+    events = {"user": [0] * 3, "ts": ts, "x": x[[*order]], "w": w[[*order]]}
+    queries = {"user": [0, 0, 0], "ts": ts + np.timedelta64(1, "s"), "target": [[1.0]] * 3}
+    reduce = ["sum", "mean", "std", decay("1s"), attend("target")]
+    out = WindowPool("user", "ts", Column("x"), [None], reduce, weight="w").asof(events, queries)
+    weight = np.cumsum(w[[*order]])[:, None]
+    want = np.where(weight > 0, 3.0, 0.0)
+    for name, values in {"mean": want, "decay_1s": want, "attend": want, "std": 0 * want,
+                         "sum": 3 * weight}.items():  # fmt: skip
+        np.testing.assert_array_equal(out[f"{name}_all"], values, err_msg=name)
+
+
 def test_a_half_life_beside_a_short_unit() -> None:
     spec = WindowPool("user", "ts", Column("x"), [None], [decay("500ms")], unit="s")
     events = {"user": [0, 0], "ts": np.array([0, 1], "datetime64[s]"), "x": [4.0, 9.0]}
