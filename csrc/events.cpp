@@ -536,6 +536,24 @@ EventLog::EventLog(const EventColumns& columns, const EventTable& table, const i
             }
         }
     });
+    span_known();
+}
+
+// The least and the most of every kSpan, and of every kSpan of these.
+void EventLog::span_known() {
+    int64_t count = static_cast<int64_t>(known_.size());
+    while (count > kSpan) {
+        const int64_t below = count;
+        count = (below + kSpan - 1) / kSpan;
+        std::vector<Span> spans(
+            count, {std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()});
+        for (int64_t i = 0; i < below; ++i) {
+            const Span of = spans_.empty() ? Span{known_[i], known_[i]} : spans_.back()[i];
+            Span& span = spans[i / kSpan];
+            span = {std::min(span.least, of.least), std::max(span.most, of.most)};
+        }
+        spans_.push_back(std::move(spans));
+    }
 }
 
 int64_t EventLog::slot_of(int64_t key) const {
@@ -545,25 +563,64 @@ int64_t EventLog::slot_of(int64_t key) const {
     return slots_[at];
 }
 
+// The first of events [from, until) that is known by a time or, if `hidden`, that is not; `until`
+// if there is none.
+int64_t EventLog::next(int64_t from, int64_t until, int64_t time, bool hidden) const {
+    const auto holds = [&](const Span& known) {
+        return hidden ? known.most > time : known.least <= time;
+    };
+    while (from < until && !holds({known_[from], known_[from]})) {
+        int64_t skipped = 1, size = kSpan;
+        for (const auto& spans : spans_) {
+            if (from % size != 0 || holds(spans[from / size])) break;
+            skipped = size;
+            size *= kSpan;
+        }
+        from += skipped;
+    }
+    return std::min(from, until);
+}
+
 // What the queries of one item see. Events [first, clean) of a view are all known in time, and
-// `tail` lists those behind that are, as a late event hides among its neighbours.
+// `tail` lists stretches of those behind that are, as a late event hides among its neighbours.
 class EventRanges {
   public:
-    struct Late {
-        int64_t event, rank;
+    // So many of the events of its time, in front of it, are hidden. If any, it has one time.
+    struct Stretch {
+        int64_t begin, end, hidden;
     };
     struct Range {
-        int64_t first, clean, tail, tail_end;
-        int64_t count() const { return clean - first + tail_end - tail; }
+        int64_t first, clean, tail, tail_end, count;
     };
 
-    void reset() {
+    // Takes queries, until the lists are long, and returns how many. Slot -1 has no events.
+    int64_t fill(const EventLog& log, int64_t slot, const EventQueries& queries,
+                 const int64_t* order, int64_t count, const EventView* views, int64_t view_count) {
         ranges.clear();
         tail.clear();
         first = last = seen = 0;
+        int64_t taken = 0;
+        while (taken < count && tail.size() < kListed)
+            add(log, slot, queries, order[taken++], views, view_count);
+        return taken;
     }
 
-    // Of one query, one range for each view. Slot -1 has no events.
+    // Calls body(begin, end, hidden) for the stretches of a range.
+    template <class Body>
+    void each_stretch(const Range& range, const Body& body) const {
+        if (range.first < range.clean) body(range.first, range.clean, 0);
+        for (int64_t i = range.tail; i < range.tail_end; ++i)
+            body(std::max(tail[i].begin, range.first), tail[i].end, tail[i].hidden);
+    }
+
+    std::vector<Range> ranges;  // (queries, views)
+    std::vector<Stretch> tail;
+    int64_t first, last, seen;  // of all: the events, and how often they are seen
+
+  private:
+    static constexpr size_t kListed = 1 << 16;
+
+    // Of one query, one range for each view.
     void add(const EventLog& log, int64_t slot, const EventQueries& queries, int64_t query,
              const EventView* views, int64_t count) {
         const int64_t begin = slot < 0 ? 0 : log.begin_[slot];
@@ -581,44 +638,66 @@ class EventRanges {
             const int64_t* from = views[v].begin;
             const int64_t a = from ? position(log, begin, until, from[query]) : begin;
             earliest = std::min(earliest, a);
-            ranges.push_back({a, std::max(a, clean), 0, 0});
+            ranges.push_back({a, std::max(a, clean), 0, 0, 0});
         }
         const int64_t listed = static_cast<int64_t>(tail.size());
-        int64_t rank = -1;  // of the last event seen, if it is of the same time
-        for (int64_t e = std::max(clean, earliest); e < until; ++e) {
-            if (log.known_[e] > time) continue;
-            const int64_t before = static_cast<int64_t>(tail.size()) > listed ? tail.back().event
-                                   : clean > earliest                         ? clean - 1
-                                                                              : -1;
-            if (before >= 0 && before == clean - 1) rank = log.rank_[before];
-            rank = before >= 0 && log.sorted_[before].time == log.sorted_[e].time ? rank + 1 : 0;
-            tail.push_back({e, rank});
-        }
+        if (clean < until) list(log, std::max(clean, earliest), clean - 1, begin, until, time);
         for (int64_t v = 0; v < count; ++v) {
             Range& range = ranges[at + v];
             range.tail_end = static_cast<int64_t>(tail.size());
             range.tail = listed;
-            while (range.tail < range.tail_end && tail[range.tail].event < range.first)
-                ++range.tail;
-            int64_t surplus = views[v].last ? range.count() - views[v].last : 0;
-            if (surplus > 0) {
-                const int64_t dropped = std::min(surplus, range.clean - range.first);
-                range.first += dropped;
-                range.tail += surplus - dropped;
-            }
-            if (range.first < range.clean) {
-                first = seen ? std::min(first, range.first) : range.first;
-                last = std::max(last, range.clean);
-                seen += range.clean - range.first;
-            }
+            while (range.tail < range.tail_end && tail[range.tail].end <= range.first) ++range.tail;
+            each_stretch(range, [&](int64_t a, int64_t b, int64_t) { range.count += b - a; });
+            if (views[v].last) drop(range, range.count - views[v].last);
+            if (range.count == 0) continue;
+            const bool listed_only = range.first >= range.clean;
+            const int64_t a =
+                listed_only ? std::max(range.first, tail[range.tail].begin) : range.first;
+            first = seen ? std::min(first, a) : a;
+            last = std::max(last, range.tail < range.tail_end ? tail.back().end : range.clean);
+            seen += range.count;
         }
     }
 
-    std::vector<Range> ranges;  // (queries, views)
-    std::vector<Late> tail;
-    int64_t first, last, seen;  // of all: the events, and how often they are seen
+    // The stretches of [from, until) that are known by a time; `before` is the last event that is
+    // seen in front of them, if it is not less than `begin`.
+    void list(const EventLog& log, int64_t from, int64_t before, int64_t begin, int64_t until,
+              int64_t time) {
+        int64_t hidden = 0;
+        while ((from = log.next(from, until, time, false)) < until) {
+            const int64_t end = log.next(from, until, time, true), now = log.sorted_[from].time;
+            hidden = before >= begin && log.sorted_[before].time == now ? hidden + from - before - 1
+                                                                        : log.rank_[from];
+            if (hidden) {
+                int64_t other = from + 1;
+                while (other < end && log.sorted_[other].time == now) ++other;
+                tail.push_back({from, other, hidden});
+                from = other;
+            }
+            if (from < end) {
+                tail.push_back({from, end, 0});
+                hidden = 0;
+            }
+            before = end - 1;
+            from = end;
+        }
+    }
 
-  private:
+    // The oldest of a range, so many.
+    void drop(Range& range, int64_t surplus) const {
+        if (surplus <= 0) return;
+        range.count -= surplus;
+        const int64_t dropped = std::min(surplus, range.clean - range.first);
+        range.first += dropped;
+        for (surplus -= dropped; surplus > 0;) {
+            const Stretch& oldest = tail[range.tail];
+            const int64_t a = std::max(oldest.begin, range.first);
+            range.first = std::min(a + surplus, oldest.end);
+            surplus -= range.first - a;
+            if (range.first == oldest.end) ++range.tail;
+        }
+    }
+
     static int64_t position(const EventLog& log, int64_t begin, int64_t end, int64_t time) {
         const auto at =
             std::lower_bound(log.sorted_.begin() + begin, log.sorted_.begin() + end, time,
@@ -715,24 +794,23 @@ const double* fold_range(Fold<Family>& fold, const Family& family, const EventRa
                          const EventRanges::Range& range, const uint8_t* level,
                          const std::vector<int64_t>& ranks, const NodeStore& nodes) {
     fold.restart();
-    for (int64_t e = range.first; e < range.clean;) {
-        const uint8_t border = e == range.first ? kNone : level[e];
-        const NodeStore::Node* node = nodes.find(e, range.clean);
-        fold.push(e, node ? node->end : e + 1, node ? node->state : nullptr, border);
-        e = node ? node->end : e + 1;
-    }
-    for (int64_t i = range.tail; i < range.tail_end; ++i) {
-        const EventRanges::Late& late = seen.tail[i];
-        uint8_t border = kNone;
-        const bool leads = i == range.tail;
-        if (!leads || range.first < range.clean) {
-            const int64_t before = leads ? range.clean - 1 : seen.tail[i - 1].event;
-            border = level_between(family.events[before].time,
-                                   leads ? ranks[before] : seen.tail[i - 1].rank,
-                                   family.events[late.event].time, late.rank);
+    int64_t before = -1, hidden_before = 0;
+    seen.each_stretch(range, [&](int64_t begin, int64_t end, int64_t hidden) {
+        const auto border = [&](int64_t a, int64_t hidden_a, int64_t b) {
+            return level_between(family.events[a].time, ranks[a] - hidden_a, family.events[b].time,
+                                 ranks[b] - hidden);
+        };
+        uint8_t in_front = before < 0 ? kNone : border(before, hidden_before, begin);
+        for (int64_t e = begin; e < end;) {
+            const NodeStore::Node* node = hidden ? nullptr : nodes.find(e, end);
+            const int64_t next = node ? node->end : e + 1;
+            fold.push(e, next, node ? node->state : nullptr, in_front);
+            e = next;
+            if (e < end) in_front = hidden ? border(e - 1, hidden, e) : level[e];
         }
-        fold.push(late.event, late.event + 1, nullptr, border);
-    }
+        before = end - 1;
+        hidden_before = hidden;
+    });
     return fold.finish();
 }
 
@@ -773,22 +851,23 @@ struct Item {
                 const EventJob& job = *tasks[t].job;
                 const auto& range = seen.ranges[q * views + job.view];
                 T* out = static_cast<T*>(job.out) + queries[q] * values.width;
-                if (range.count() == 0) {
+                if (range.count == 0) {
                     std::memset(out, 0, values.width * sizeof(T));
                     continue;
                 }
                 const double* state = fold_range(fold, family, seen, range, level, ranks, nodes);
-                finish(tasks[t], out, state, range.count());
+                finish(tasks[t], out, state, range.count);
             }
     }
 
     template <class Body>
     void each_event(const EventRanges::Range& range, const Body& body) const {
-        for (int64_t e = range.first; e < range.clean; ++e) {
-            if (e + kAhead < range.clean) values.fetch(e + kAhead);
-            body(e);
-        }
-        for (int64_t i = range.tail; i < range.tail_end; ++i) body(seen.tail[i].event);
+        seen.each_stretch(range, [&](int64_t begin, int64_t end, int64_t) {
+            for (int64_t e = begin; e < end; ++e) {
+                if (e + kAhead < end) values.fetch(e + kAhead);
+                body(e);
+            }
+        });
     }
 
     void exact(const Task& task) const {
@@ -903,25 +982,28 @@ void EventLog::pool(const EventQueries& queries, const std::vector<EventView>& v
     each_item(queries, view_count, threads,
               [&](int64_t slot, const int64_t* order, int64_t count, EventRanges& ranges,
                   NodeStore& nodes) {
-                  ranges.reset();
-                  for (int64_t q = 0; q < count; ++q) {
-                      ranges.add(*this, slot, queries, order[q], views.data(), view_count);
-                      for (int64_t v = 0; v < view_count; ++v)
-                          views[v].count[order[q]] = ranges.ranges[q * view_count + v].count();
-                  }
-                  const auto work = [&]<class T>(const T* table) {
-                      const Values<T> values{sorted_.data(),
-                                             weight_.empty() ? nullptr : weight_.data(), table,
-                                             table_.width};
-                      const Item<T> item{values, ranges, level_.data(), rank_,
-                                         nodes,  order,  count,         view_count};
-                      for (const auto& tasks : families)
-                          item.run(tasks.data(), static_cast<int64_t>(tasks.size()));
-                  };
-                  if (table_.wide) {
-                      work(static_cast<const double*>(table_.values));
-                  } else {
-                      work(static_cast<const float*>(table_.values));
+                  while (count > 0) {
+                      const int64_t taken =
+                          ranges.fill(*this, slot, queries, order, count, views.data(), view_count);
+                      for (int64_t q = 0; q < taken; ++q)
+                          for (int64_t v = 0; v < view_count; ++v)
+                              views[v].count[order[q]] = ranges.ranges[q * view_count + v].count;
+                      const auto work = [&]<class T>(const T* table) {
+                          const Values<T> values{sorted_.data(),
+                                                 weight_.empty() ? nullptr : weight_.data(), table,
+                                                 table_.width};
+                          const Item<T> item{values, ranges, level_.data(), rank_,
+                                             nodes,  order,  taken,         view_count};
+                          for (const auto& tasks : families)
+                              item.run(tasks.data(), static_cast<int64_t>(tasks.size()));
+                      };
+                      if (table_.wide) {
+                          work(static_cast<const double*>(table_.values));
+                      } else {
+                          work(static_cast<const float*>(table_.values));
+                      }
+                      order += taken;
+                      count -= taken;
                   }
               });
 }
@@ -931,18 +1013,19 @@ void EventLog::visible(const EventQueries& queries, const EventView& view, const
     each_item(
         queries, 1, threads,
         [&](int64_t slot, const int64_t* order, int64_t count, EventRanges& ranges, NodeStore&) {
-            ranges.reset();
-            for (int64_t q = 0; q < count; ++q) {
-                ranges.add(*this, slot, queries, order[q], &view, 1);
-                const auto& range = ranges.ranges[q];
-                int64_t at = offsets[order[q]];
-                const auto put = [&](int64_t e) {
-                    rows[at] = sorted_[e].row;
-                    if (weights) weights[at] = weight_.empty() ? 1.0 : weight_[e];
-                    ++at;
-                };
-                for (int64_t e = range.first; e < range.clean; ++e) put(e);
-                for (int64_t i = range.tail; i < range.tail_end; ++i) put(ranges.tail[i].event);
+            while (count > 0) {
+                const int64_t taken = ranges.fill(*this, slot, queries, order, count, &view, 1);
+                for (int64_t q = 0; q < taken; ++q) {
+                    int64_t at = offsets[order[q]];
+                    ranges.each_stretch(ranges.ranges[q], [&](int64_t a, int64_t b, int64_t) {
+                        for (int64_t e = a; e < b; ++e, ++at) {
+                            rows[at] = sorted_[e].row;
+                            if (weights) weights[at] = weight_.empty() ? 1.0 : weight_[e];
+                        }
+                    });
+                }
+                order += taken;
+                count -= taken;
             }
         });
 }

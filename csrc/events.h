@@ -71,6 +71,8 @@ class EventLog {
   private:
     friend class EventRanges;
     int64_t slot_of(int64_t key) const;
+    void span_known();
+    int64_t next(int64_t from, int64_t until, int64_t time, bool hidden) const;
     template <class Body>
     void each_item(const EventQueries& queries, int64_t views, int threads, const Body& body) const;
 
@@ -82,6 +84,11 @@ class EventLog {
     std::vector<uint8_t> level_;           // of the border in front of each event
     std::vector<int64_t> rank_;            // among the events of its time; only with `known`
     std::vector<int64_t> known_, latest_;  // latest: the largest `known` up to here
+    struct Span {
+        int64_t least, most;
+    };
+    static constexpr int64_t kSpan = 16;
+    std::vector<std::vector<Span>> spans_;  // of `known`, of longer and longer runs of events
     std::vector<double> weight_;
 };
 

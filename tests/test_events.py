@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -277,6 +279,49 @@ def test_a_long_log_against_numpy() -> None:
                     rtol=1e-9,
                     atol=1e-12,
                 )
+
+
+@pytest.mark.parametrize("step", [1, 2, 7])
+def test_events_that_are_not_known_yet(step: int) -> None:
+    """They part the others into stretches, so many that these do not lie in memory at once. Among
+    events of one time as well."""
+    events, random = 1500, np.random.default_rng(4)
+    known = np.where(np.arange(events) % 7 < step, 10**6, 0)
+    log = {"user": np.zeros(events, np.int64), "vector": random.standard_normal((events, 2)),
+           "ts": (np.arange(events) // 3 * 2).astype("datetime64[s]"),
+           "known": known.astype("datetime64[s]")}  # fmt: skip
+    asked = {"user": np.zeros(600, np.int64),
+             "ts": random.integers(600, 1100, 600).astype("datetime64[s]")}  # fmt: skip
+    reduce = ["count", "sum", "std", decay("20s"), last(100), "first"]
+    spec = WindowPool("user", "ts", Column("vector"), ["50s", None], reduce, known_at="known")
+    out = spec.asof(log, asked)
+    without = {name: column[known == 0] for name, column in log.items()}
+    for name, column in spec.asof(without, asked).items():
+        assert out[name].tobytes() == column.tobytes(), name
+    for q in range(0, 600, 37):
+        alone = spec.asof(log, {name: column[q : q + 1] for name, column in asked.items()})
+        for name, column in alone.items():
+            assert out[name][q : q + 1].tobytes() == column.tobytes(), name
+
+
+def test_memory_where_one_event_is_not_known_yet() -> None:
+    """Not the product of events and queries. In a process of its own, whose peak is known."""
+    code = """if True:
+        import resource
+        import numpy as np
+        from poolkit.events import Column, WindowPool
+
+        zero, time = np.zeros(6000, np.int64), np.arange(6000)
+        known = np.where(time == 0, 10**6, time).astype("datetime64[s]")
+        events = {"u": zero, "t": time.astype("datetime64[s]"), "known": known, "x": time / 2}
+        spec = WindowPool("u", "t", Column("x"), [None], ["sum"], known_at="known")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sums = spec.asof(events, events)["sum_all"].ravel()
+        assert sums.tolist() == (time * (time - 1) / 4).tolist()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100_000  # kB; all the stretches would be 500 MB
 
 
 def test_sums_do_not_cancel() -> None:
