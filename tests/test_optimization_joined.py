@@ -193,6 +193,44 @@ def test_the_same_must_hold_in_training():
     assert not any(module.training for module in model.modules())
 
 
+def hooked(net, x):
+    y = net.relu(x)
+    if y.requires_grad:
+        y.register_hook(lambda gradient: None)
+    return net.pool(y)
+
+
+def averaged(net, x):
+    y = net.relu(x)
+    if torch.is_grad_enabled():
+        net.average = y.mean()
+    return net.pool(y)
+
+
+def explained(net, x):
+    return net.pool(net.relu(x)) if net.training else hooked(net, x)
+
+
+def averaged_in_training(net, x):
+    return averaged(net, x) if net.training else net.pool(net.relu(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "when"),
+    [
+        (hooked, "with gradients"),
+        (averaged, "with gradients"),
+        (explained, "with gradients"),
+        (averaged_in_training, "in training mode"),
+    ],
+)
+def test_the_same_must_hold_with_gradients(call, when):
+    model = Calls(call)
+    report = optimize(model, X, seconds=0)
+    assert f"not joined: {when} its result is used elsewhere too" in report.layers[0].reason
+    assert type(model.relu) is nn.ReLU
+
+
 def test_a_model_that_does_not_run_in_training_mode():
     def call(net, x):
         if net.training:

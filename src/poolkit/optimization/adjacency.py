@@ -2,8 +2,9 @@
 
 Joining the two is allowed only where the value between them goes nowhere else. A run shows who
 reads it: each function of torch that takes it counts as a use, as does the model's output; and
-whoever keeps it shows in that it is still alive after the run. A model may do other things when it
-is trained (an auxiliary head), so the same must be seen in training mode.
+whoever keeps it shows in that it is still alive after the run. A model may do other things with
+gradients on (a hook on the value, as Grad-CAM sets it) and when it is trained (an auxiliary head),
+so the same must be seen there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +34,6 @@ _QUESTIONS = {
     "is_contiguous", "is_floating_point", "is_complex", "storage_offset", "get_device", "__len__",
     "__hash__",
 }  # fmt: skip
-_UNTRAINED = "the model does not run in training mode on this input, where the same must hold"
 
 
 @dataclass(eq=False)
@@ -63,28 +63,33 @@ class Neighbour:
 
 def neighbours(task: Task) -> dict[int, Neighbour]:
     """The activation before each pooling module that has one, by the ``id`` of the module."""
-    found = _seen(task)
-    if all(neighbour.reason for neighbour in found.values()):
-        return found
-    try:
-        with in_training_mode(task.model), fixed_randomness():
-            trained = _seen(task)
-    except (PoolError, NotImplementedError):  # the latter of a part that was exported
-        return {
-            key: replace(neighbour, reason=neighbour.reason or _UNTRAINED)
+    found = _seen(task, gradients=False)
+    others = (
+        ("with gradients", nullcontext()),
+        ("in training mode", in_training_mode(task.model)),
+    )
+    for when, mode in others:
+        if all(neighbour.reason for neighbour in found.values()):
+            break
+        try:
+            with mode, fixed_randomness():
+                seen = _seen(task, gradients=True)
+        except (PoolError, NotImplementedError):  # the latter of a part that was exported
+            reason = f"the model does not run {when} on this input, where the same must hold"
+            seen = {key: replace(neighbour, reason=reason) for key, neighbour in found.items()}
+            when = ""
+        found = {
+            key: neighbour if neighbour.reason else _in_both(neighbour, seen.get(key), when)
             for key, neighbour in found.items()
         }
-    return {
-        key: neighbour if neighbour.reason else _in_both(neighbour, trained.get(key))
-        for key, neighbour in found.items()
-    }
+    return found
 
 
-def _in_both(neighbour: Neighbour, trained: Neighbour | None) -> Neighbour:
-    if trained is None or trained.activation is not neighbour.activation:
-        return replace(neighbour, reason="in training mode something else is pooled")
-    if trained.reason:
-        return replace(neighbour, reason=f"in training mode {trained.reason}")
+def _in_both(neighbour: Neighbour, other: Neighbour | None, when: str) -> Neighbour:
+    if other is None or other.activation is not neighbour.activation:
+        return replace(neighbour, reason=f"{when} something else is pooled")
+    if other.reason:
+        return replace(neighbour, reason=f"{when} {other.reason}".lstrip())
     return neighbour
 
 
@@ -109,14 +114,11 @@ def in_training_mode(model: nn.Module) -> Iterator[None]:
                 owner[name] = buffer.copy_(value)
 
 
-def _seen(task: Task) -> dict[int, Neighbour]:
+def _seen(task: Task, gradients: bool) -> dict[int, Neighbour]:
     """What one run in the mode that the model is in shows."""
     watch = _Watch()
-    with torch.no_grad(), watch.hooks(), watch:
-        output = task.forward()
-        for tensor in tensors_in(output):
-            watch.read(tensor, None)
-    del output
+    with torch.set_grad_enabled(gradients), watch.hooks(), watch:
+        watch.read_outputs(task.forward())
     watch.made.clear()
     if any(value.alive() is not None for value in watch.values):
         gc.collect()
@@ -185,6 +187,11 @@ class _Watch(TorchFunctionMode):
         value = self.made.get(tensor)
         if value is not None:
             value.readers.append(reader)
+
+    def read_outputs(self, output: Any) -> None:
+        """Nothing may hold the outputs after it: with them lives what their gradients need."""
+        for tensor in tensors_in(output):
+            self.read(tensor, None)
 
     def _make(
         self, activation: nn.Module | None, name: str, x: torch.Tensor | None, out: torch.Tensor
