@@ -130,8 +130,12 @@ def test_a_subclass_is_skipped():
         lambda m: m.register_forward_hook(lambda *_: None),
         lambda m: m.register_forward_pre_hook(lambda *_: None),
         lambda m: m.register_full_backward_hook(lambda *_: None),
+        lambda m: m.register_state_dict_pre_hook(lambda *_: None),
+        lambda m: m.register_state_dict_post_hook(lambda *_: None),
+        lambda m: m.register_load_state_dict_pre_hook(lambda *_: None),
+        lambda m: m.register_load_state_dict_post_hook(lambda *_: None),
     ],
-    ids=["forward", "pre-forward", "backward"],
+    ids=["forward", "pre-forward", "backward", "pre-save", "save", "pre-load", "load"],
 )
 def test_a_module_with_hooks_is_skipped(register):
     model = network()
@@ -139,6 +143,36 @@ def test_a_module_with_hooks_is_skipped(register):
     statuses = by_name(optimize(model, X, seconds=0))
     assert statuses["1"] == ("skipped", "it has hooks, which a new module would not have")
     assert statuses["2"][0] == "swapped"
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda m: m.register_buffer("own", torch.ones(1)),
+        lambda m: m.register_parameter("own", nn.Parameter(torch.ones(1))),
+        lambda m: m.add_module("own", nn.Linear(1, 1)),
+    ],
+    ids=["buffer", "parameter", "module"],
+)
+def test_what_was_added_to_a_module_stays_in_the_state_dict(add):
+    model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), nn.AvgPool2d(2))
+    add(model[0])
+    add(model[1])
+    keys = list(model.state_dict())
+    first, second = optimize(model, X, seconds=0).layers
+    assert (first.status, first.reason) == (
+        "skipped", "it has 'own' of its own, which a new module would not have",
+    )  # fmt: skip
+    assert "1 before it is not joined: it has 'own' of its own" in second.reason
+    assert list(model.state_dict()) == keys
+
+
+def test_samples_that_a_pooling_was_made_with_are_its_own():
+    samples = torch.rand(2, 3, 2)
+    model = nn.Sequential(nn.FractionalMaxPool2d(2, output_size=5, _random_samples=samples))
+    (layer,) = optimize(model, X, seconds=0).layers
+    assert layer.status == "swapped"
+    assert list(model.state_dict()) == ["0._random_samples"]
 
 
 def test_a_patched_forward_is_skipped():

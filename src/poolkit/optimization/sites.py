@@ -37,7 +37,8 @@ class Swap:
 
     A module may hang under several names (shared): the replacement then hangs under all of
     them, so that they still share it. Assigning to a key that exists keeps the order of the
-    parent's modules, and pooling has no parameters, so names and state_dict stay as they were.
+    parent's modules, and what has state of its own is not swapped, so names and state_dict stay as
+    they were.
     """
 
     original: nn.Module
@@ -92,6 +93,8 @@ def reason_not_to_move(model: nn.Module, module: nn.Module) -> str:
         return "its forward was replaced on the object"
     if _has_hooks(module):
         return "it has hooks, which a new module would not have"
+    if not is_poolkits(module) and (added := _added_to(module)):
+        return f"it has {added!r} of its own, which a new module would not have"
     sites = sites_of(model, module)
     if not sites:
         return "it is not registered as a sub-module, so nothing can be put in its place"
@@ -127,8 +130,17 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
     >>> constructor_arguments(nn.AdaptiveAvgPool2d(7))
     {'output_size': 7}
     """
-    parameters: Iterable[str] = signatures.signature(type(module).__init__).parameters
-    return {name: getattr(module, name) for name in parameters if name != "self"}
+    return {name: getattr(module, name) for name in _parameters_of(module) if name != "self"}
+
+
+def _parameters_of(module: nn.Module) -> Iterable[str]:
+    return signatures.signature(type(module).__init__).parameters
+
+
+def _added_to(module: nn.Module) -> str:
+    """The first parameter, buffer or module that torch's class does not have; empty if none."""
+    held = (*module._parameters, *module._buffers, *module._modules)
+    return next((name for name in held if name not in _parameters_of(module)), "")
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -136,5 +148,7 @@ def _has_hooks(module: nn.Module) -> bool:
         getattr(module, registry, None)
         for registry in (
             "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+            "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+            "_load_state_dict_post_hooks",
         )
     )  # fmt: skip
