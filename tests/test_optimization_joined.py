@@ -278,6 +278,14 @@ def test_hooks_are_not_lost():
     assert seen == [1]
 
 
+def test_a_filter_leaves_activations_out_too():
+    model = Calls(lambda net, x: net.pool(net.relu(x)))
+    report = optimize(model, X, seconds=0, filter_fn=lambda module, name: name != "relu")
+    assert "relu before it is not joined: left out by filter_fn" in report.layers[0].reason
+    assert type(model.relu) is nn.ReLU
+    assert type(model.pool) is poolkit.nn.MaxPool2d
+
+
 def test_a_pair_that_runs_twice_is_joined_once():
     model = Calls(lambda net, x: net.pool(net.relu(net.pool(net.relu(x)))))
     twin = copy.deepcopy(model)

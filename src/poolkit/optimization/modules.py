@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from poolkit.reductions import Activated
 from poolkit.timing import Call
 
 _AS_FUNCTION = "called as a function in forward; only modules can be swapped"
+_FILTERED = "left out by filter_fn"
 _NOT_RUN = "did not run on this input, so there is nothing to compare"
 
 
@@ -92,7 +93,7 @@ class Attempt:
         for index, calls in enumerate(groups):
             task.progress(calls[0].name or calls[0].pooling.operation, index, len(groups))
             neighbour = before.get(id(calls[0].module)) if calls[0].module else None
-            report.layers.append(self._try(index, calls, neighbour))
+            report.layers.append(self._try(index, calls, self._filtered(neighbour)))
         report.layers += self._not_run(found)
         task.progress("comparing the whole model", len(groups), len(groups))
         if self.swaps:
@@ -138,7 +139,7 @@ class Attempt:
         row.before = row.after = f"torch {name}, {window}"
         row.reason = reason_not_to_swap(self.model, module)
         if not row.reason and not self.task.allows(module, row.name):
-            row.reason = "left out by filter_fn"
+            row.reason = _FILTERED
         if row.reason:
             return
         try:
@@ -188,6 +189,13 @@ class Attempt:
         )
         ways = [(together, swaps), (apart, (plain,))]
         return _runs([activation, module], joined.inputs), ways
+
+    def _filtered(self, neighbour: Neighbour | None) -> Neighbour | None:
+        if neighbour is None or neighbour.activation is None or neighbour.reason:
+            return neighbour
+        if self.task.allows(neighbour.activation, neighbour.name):
+            return neighbour
+        return replace(neighbour, reason=_FILTERED)
 
     def _joined(
         self, calls: list[TracedPooling], plain: Swap, neighbour: Neighbour | None

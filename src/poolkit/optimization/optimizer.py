@@ -61,7 +61,8 @@ def optimize(
         tolerance: largest difference allowed in averages, activations, gradients and the model's
             outputs, relative to the largest value. Max and min must have the same bits regardless.
         filter_fn: called as ``filter_fn(module, name)``, in the graph tier with the module in which
-            the pooling is called; a pooling is tried only if it is true.
+            the pooling is called; a pooling is tried only if it is true, and the activation before
+            it is joined only if it is true of that too.
         dry_run: report only; the model is left as it was, and there is no program.
         seconds: time to spend on timing each layer, and on the model; 0 times nothing and keeps
             every change that is equal.
