@@ -559,6 +559,28 @@ def test_other_axes_may_vary():
     check_equal(report.program.module()(x), Net.forward(rewritten_model(report), x))
 
 
+class Matched(nn.Module):
+    """An input pooled to the size of a map, as pyramids of inputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return F.adaptive_avg_pool2d(x.relu(), y.shape[2:]) + y
+
+
+def test_windows_that_are_computed_from_shapes_stay():
+    auto = torch.export.Dim.AUTO
+    options = {"dynamic_shapes": ({0: auto, 2: auto, 3: auto},), "seconds": 0.001}
+    report = rewritten(Matched(), **options)
+    (layer,) = report.layers
+    assert (layer.status, layer.reason) == ("skipped", "its window is computed from shapes")
+    assert layer.before_ms > 0
+    assert rewritten(Matched()).swapped
+
+
 def rewritten_model(report: OptimizeReport) -> Net:
     model = Net().eval()
     model.load_state_dict(report.program.state_dict)

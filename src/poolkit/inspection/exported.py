@@ -32,7 +32,7 @@ class ExportedModel(nn.Module):
         # Not as a submodule: an exported graph refuses to change its mode.
         self._graph = (graph,)
         self.running: fx.Node | None = None
-        self.watched: dict[str, torch.Tensor | None] = {}
+        self.watched: dict[str, Any] = {}
         self._order = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
         self.example = None if program.example_inputs is None else program.example_inputs
 
@@ -92,9 +92,9 @@ class ExportedModel(nn.Module):
 
     def values_of(
         self, names: Iterable[str], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         """What the nodes of these names give on these arguments: copies, as they leave the node."""
-        watched: dict[str, torch.Tensor | None] = dict.fromkeys(names)
+        watched: dict[str, Any] = dict.fromkeys(names)
         self.watched = watched
         self._run(tuple(args), kwargs)
         return {name: value for name, value in watched.items() if value is not None}
@@ -126,5 +126,7 @@ class _Interpreter(fx.Interpreter):
         # An input that is named as a function of Python's has another name in this graph.
         name = str(n.target) if n.op == "placeholder" else n.name
         if name in self.model.watched:
-            self.model.watched[name] = value.detach().clone()
+            # A size that is computed from shapes is a number.
+            kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
+            self.model.watched[name] = kept
         return value

@@ -27,6 +27,7 @@ from poolkit.windows import Sliding, Window
 Build = Callable[[fx.Graph, Sequence[fx.Node]], Sequence[fx.Node]]
 
 POOLKITS = "is poolkit's already"
+COMPUTED = "its window is computed from shapes"
 NESTED = "it stands in a part of the graph that is a graph of its own"
 
 
@@ -136,6 +137,9 @@ def read(traced: TracedPooling, node: fx.Node) -> GraphPooling:
     reason = ""
     if not operator_name(node):
         reason, seen = NESTED, Pooled(Sliding(1), Max())
+    elif any(not isinstance(x.meta.get("val"), torch.Tensor) for x in node.all_input_nodes):
+        # The sizes that were seen are those of this example alone.
+        reason, seen = COMPUTED, Pooled(Sliding(1), Max())
     elif not isinstance(seen, Pooled):
         reason, seen = "is no window times a reduction", Pooled(Sliding(1), Max())
     elif operator_name(node).startswith("poolkit.") and operator_name(node) != "poolkit.pool":
