@@ -219,6 +219,31 @@ def test_a_swap_that_would_not_run_is_taken_back():
     assert type(model.pool) is nn.MaxPool2d
 
 
+class Scaled(nn.Module):
+    """It asks its pooling for something that was put there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        self.pool.gain = 2.0
+
+    def forward(self, x):
+        return self.pool(self.relu(x + 0)) * self.pool.gain
+
+
+def test_a_swap_with_which_the_model_does_not_run_is_taken_back():
+    model = Scaled()
+    expected = model(X)
+    report = optimize(model, X, seconds=0)
+    (layer,) = report.layers
+    assert layer.status == "kept"
+    assert layer.reason.startswith("with poolkit's modules the model raised on input float32[2, 3")
+    assert "has no attribute 'gain'" in layer.reason
+    assert report.note == f"all swaps were taken back: {layer.reason}"
+    assert (type(model.relu), type(model.pool)) == (nn.ReLU, nn.MaxPool2d)
+    assert torch.equal(model(X), expected)
+
+
 def test_a_module_that_did_not_run_is_reported():
     model = network()
     model.add_module("spare", nn.Identity())

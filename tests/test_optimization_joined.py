@@ -251,7 +251,18 @@ def test_what_is_saved_for_the_backward_may_not_be_overwritten(activation):
     model(X).sum().backward()
     joined = isinstance(activation, nn.ReLU)
     assert (type(model.relu) is nn.Identity) is joined
-    assert ("the model could not be trained" in report.layers[0].reason) is not joined
+    assert (
+        "the model could not be trained: it works in place" in report.layers[0].reason
+    ) is not joined
+
+
+def test_a_model_that_asks_its_activation_for_an_attribute():
+    model = Calls(lambda net, x: net.pool(net.relu(x)) + float(net.relu.inplace))
+    report = optimize(model, X, seconds=0)
+    assert "could not be trained: the model raised on input" in report.layers[0].reason
+    assert "'Identity' object has no attribute 'inplace'" in report.layers[0].reason
+    assert type(model.relu) is nn.ReLU
+    assert type(model.pool) is poolkit.nn.MaxPool2d
 
 
 def test_what_stands_between_counts_as_a_use():

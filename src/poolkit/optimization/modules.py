@@ -236,14 +236,15 @@ class Attempt:
                 found = found.join(
                     compare_modules(original, replacement, args, self.task.tolerance, exact)
                 )
-            if swaps and not found.problem and self._can_train(()) and not self._can_train(swaps):
-                return Difference(found.error, "the model could not be trained: it works in place")
+            if swaps and not found.problem and not self._untrainable(()):
+                if reason := self._untrainable(swaps):
+                    return Difference(found.error, f"the model could not be trained: {reason}")
             return found
 
         return prove
 
-    def _can_train(self, swaps: Sequence[Swap]) -> bool:
-        """Whether a backward through the whole model runs."""
+    def _untrainable(self, swaps: Sequence[Swap]) -> str:
+        """Why no backward through the whole model runs; empty if one does."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for swap in swaps:
             swap.apply()
@@ -251,12 +252,13 @@ class Attempt:
             with in_training_mode(self.model), fixed_randomness(), torch.enable_grad():
                 outputs = [x.sum() for x in tensors_in(self.task.forward()) if x.requires_grad]
                 torch.autograd.grad(outputs, parameters, allow_unused=True)
-        except (PoolError, RuntimeError, ValueError):
-            return False
+        except (PoolError, RuntimeError, ValueError) as error:
+            text = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            return "it works in place" if "inplace operation" in text else text
         finally:
             for swap in swaps:
                 swap.undo()
-        return True
+        return ""
 
     def _not_run(self, found: list[TracedPooling]) -> list[LayerChange]:
         """The pooling modules that the example did not reach."""
@@ -278,6 +280,8 @@ class Attempt:
         handle = nn.modules.module.register_module_forward_pre_hook(note)
         try:
             reproducible(self.task.forward)
+        except PoolError as error:  # it asks torch's module for something that ours does not have
+            self._keep_all(report, f"with poolkit's modules {error}".rstrip("."))
         finally:
             handle.remove()
         for index, swaps in list(self.swaps.items()):
