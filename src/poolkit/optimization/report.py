@@ -31,7 +31,9 @@ class OptimizeReport(Changes):
 
     ``print(report)`` shows the table, ``to_json()`` writes it down. Of the module tier,
     ``restore()`` takes all of it back; of the graph tier, ``program`` is the result, whose
-    ``module()`` runs and compiles, and ``save(path)`` writes it.
+    ``module()`` runs and compiles, and ``save(path)`` writes it. The program is for inference: it
+    calls operators that have no gradient, so run it under ``torch.no_grad()``. A backward through
+    it reaches no parameter before them, and torch only warns of it.
     """
 
     swaps: Sequence[Swap] = field(default=(), repr=False)
@@ -46,7 +48,8 @@ class OptimizeReport(Changes):
         """Write the program of the graph tier (``.pt2``), whole or not at all; returns the path.
 
         Who loads it needs poolkit's operators: ``import poolkit.nn`` before
-        ``torch.export.load(path).module()``.
+        ``torch.export.load(path).module()``. It is for inference: a backward through it leaves
+        gradients None, with no more than a warning of torch's. The module tier is for training.
 
         Raises:
             PoolValueError: there is no program, or the file cannot be written.
