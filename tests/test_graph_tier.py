@@ -460,14 +460,14 @@ def test_what_is_slower_stays(monkeypatch):
 
 
 def test_what_differs_stays(monkeypatch):
-    from poolkit.optimization.subgraphs import GraphPooling
+    from poolkit.optimization.subgraphs import PoolingNode
 
-    put = GraphPooling.put
+    put = PoolingNode.put
 
     def wrong(self, graph, x, **options):
         return put(self, graph, x, **{**options, "window": poolkit.Sliding(2, stride=2, padding=1)})
 
-    monkeypatch.setattr(GraphPooling, "put", wrong)
+    monkeypatch.setattr(PoolingNode, "put", wrong)
     report = rewritten(Calls(lambda x: F.max_pool2d(x, 2)))
     assert report.layers[0].status == "kept"
     assert report.layers[0].reason.startswith("are float32[2, 8, 11, 11] instead of float32[2, 8, ")

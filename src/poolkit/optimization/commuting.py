@@ -17,7 +17,7 @@ from poolkit.optimization.elementwise import (
 )
 from poolkit.optimization.subgraphs import (
     POOLKITS,
-    GraphPooling,
+    PoolingNode,
     Rewrite,
     Subgraph,
     is_fresh,
@@ -26,7 +26,7 @@ from poolkit.optimization.subgraphs import (
 from poolkit.reductions import Activated, Reduction
 
 
-def subgraph_of(pooling: GraphPooling, claimed: set[fx.Node]) -> Subgraph:
+def subgraph_of(pooling: PoolingNode, claimed: set[fx.Node]) -> Subgraph:
     """A pooling with the elementwise operations around it that nothing else reads from."""
     moves = pooling.is_extreme and not _falls(pooling.node.all_input_nodes[0])
     before = _before(pooling, moves, claimed)
@@ -48,7 +48,7 @@ def _falls(node: fx.Node) -> bool:
     return activation is not None and not activation.monotone
 
 
-def _before(pooling: GraphPooling, moves: bool, claimed: set[fx.Node]) -> list[fx.Node]:
+def _before(pooling: PoolingNode, moves: bool, claimed: set[fx.Node]) -> list[fx.Node]:
     """What is applied to the input, in order: one activation at most of what cannot move."""
     nodes: list[fx.Node] = []
     node = pooling.node.all_input_nodes[0]
@@ -65,7 +65,7 @@ def _before(pooling: GraphPooling, moves: bool, claimed: set[fx.Node]) -> list[f
     return nodes
 
 
-def _joins(pooling: GraphPooling, node: fx.Node) -> bool:
+def _joins(pooling: PoolingNode, node: fx.Node) -> bool:
     """Whether there is a kernel of the pooling of activated values."""
     activation = activation_in_graph(node)
     if activation is None or isinstance(pooling.reduction, Activated):
@@ -73,7 +73,7 @@ def _joins(pooling: GraphPooling, node: fx.Node) -> bool:
     return Activated(repr(pooling.reduction), repr(activation)).kernel is not None
 
 
-def _after(pooling: GraphPooling, claimed: set[fx.Node]) -> list[fx.Node]:
+def _after(pooling: PoolingNode, claimed: set[fx.Node]) -> list[fx.Node]:
     """What is applied to the result, in order."""
     nodes: list[fx.Node] = []
     node = pooling.result
@@ -85,7 +85,7 @@ def _after(pooling: GraphPooling, claimed: set[fx.Node]) -> list[fx.Node]:
     return nodes
 
 
-def _joined(pooling: GraphPooling, before: Sequence[fx.Node]) -> list[Rewrite]:
+def _joined(pooling: PoolingNode, before: Sequence[fx.Node]) -> list[Rewrite]:
     """The activation in the pooling; and the two one after the other."""
     rewrites = []
     if before:
@@ -101,7 +101,7 @@ def _joined(pooling: GraphPooling, before: Sequence[fx.Node]) -> list[Rewrite]:
 
 
 def _moved(
-    pooling: GraphPooling, before: Sequence[fx.Node], after: Sequence[fx.Node]
+    pooling: PoolingNode, before: Sequence[fx.Node], after: Sequence[fx.Node]
 ) -> list[Rewrite]:
     """The maximum at every place of the chain: the one furthest to the front first."""
     rewrites = []
@@ -135,7 +135,7 @@ def _without_pairs(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def _rewrite(
-    pooling: GraphPooling,
+    pooling: PoolingNode,
     first: Sequence[fx.Node],
     reduction: Reduction,
     left: Sequence[fx.Node],

@@ -13,17 +13,17 @@ import torch
 from torch import fx
 
 from poolkit.optimization.elementwise import operator_name
-from poolkit.optimization.subgraphs import Build, GraphPooling, Rewrite, Subgraph, is_overwritten
+from poolkit.optimization.subgraphs import Build, PoolingNode, Rewrite, Subgraph, is_overwritten
 from poolkit.reductions import Max
 from poolkit.windows import Sliding
 
 Size = tuple[int, ...]
 
 
-def families_in(poolings: Sequence[GraphPooling]) -> list[Subgraph]:
+def families_in(poolings: Sequence[PoolingNode]) -> list[Subgraph]:
     """The families of two members and more."""
     seen: dict[fx.Node, tuple[fx.Node, Size]] = {}  # which tensor each sees, and how much of it
-    members: dict[tuple[fx.Node, int], list[GraphPooling]] = {}
+    members: dict[tuple[fx.Node, int], list[PoolingNode]] = {}
     for pooling in poolings:
         kernel = _size_keeping_kernel(pooling)
         if kernel is None:
@@ -41,7 +41,7 @@ def families_in(poolings: Sequence[GraphPooling]) -> list[Subgraph]:
     ]
 
 
-def _size_keeping_kernel(pooling: GraphPooling) -> Size | None:
+def _size_keeping_kernel(pooling: PoolingNode) -> Size | None:
     """The window of a maximum whose result lies above its input, place by place."""
     window = pooling.window
     if pooling.reason or type(window) is not Sliding or type(pooling.reduction) is not Max:
@@ -55,7 +55,7 @@ def _size_keeping_kernel(pooling: GraphPooling) -> Size | None:
 
 class _Family:
     def __init__(
-        self, root: fx.Node, members: Sequence[GraphPooling], sizes: Mapping[fx.Node, Size]
+        self, root: fx.Node, members: Sequence[PoolingNode], sizes: Mapping[fx.Node, Size]
     ) -> None:
         self.root, self.members, self.sizes = root, members, sizes
         self.first, self.steps = members[0], sorted(set(sizes.values()))

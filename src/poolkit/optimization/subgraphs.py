@@ -76,7 +76,7 @@ class Subgraph:
 
 
 @dataclass(frozen=True)
-class GraphPooling:
+class PoolingNode:
     """A pooling in a graph: a window and a reduction over the last ``axes`` axes.
 
     Attributes:
@@ -128,7 +128,7 @@ class GraphPooling:
         return Subgraph(self.traced, self.words, self.nodes, (self.node,), reason=self.reason)
 
 
-def read(traced: TracedPooling, node: fx.Node) -> GraphPooling:
+def read(traced: TracedPooling, node: fx.Node) -> PoolingNode:
     """What a node does that was seen to pool."""
     pooling, seen = traced.pooling, downsampling_of(traced.pooling)
     picks = [user for user in node.users if user.target is operator.getitem]
@@ -154,7 +154,7 @@ def read(traced: TracedPooling, node: fx.Node) -> GraphPooling:
         reason = "it converts to another dtype on the way"
     elif pooling.is_reduction and not _reduces_the_last(traced):
         reason = "it reduces axes that are not the last ones"
-    return GraphPooling(
+    return PoolingNode(
         traced, node, (node, *picks), result, _shortest(seen.window), seen.reduction,
         pooling.spatial_rank, pooling.is_reduction and not pooling.arguments["keepdim"], reason,
     )  # fmt: skip
