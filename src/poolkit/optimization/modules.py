@@ -236,9 +236,13 @@ class Attempt:
                 found = found.join(
                     compare_modules(original, replacement, args, self.task.tolerance, exact)
                 )
-            if swaps and not found.problem and not self._untrainable(()):
-                if reason := self._untrainable(swaps):
-                    return Difference(found.error, f"the model could not be trained: {reason}")
+            if (
+                swaps
+                and not found.problem
+                and not self._untrainable(())
+                and (reason := self._untrainable(swaps))
+            ):
+                return Difference(found.error, f"the model could not be trained: {reason}")
             return found
 
         return prove

@@ -49,7 +49,7 @@ def optimize(
     the exported graph is rewritten, functions and reductions over space too. Activations are
     joined to poolings, a maximum moves before a monotone function (a quantisation, say), and
     chains of maxima with stride 1 (SPPF) are computed one from the other, each from the input, or
-    in one pass, whichever is fastest here. The result is ``report.program``, which has no gradients.
+    in one pass, whichever is fastest here. The result is ``report.program``; it has no gradients.
 
     Args:
         model: any module; not one wrapped for several devices (optimise the one inside). For the
