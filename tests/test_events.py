@@ -676,6 +676,7 @@ def test_time_windows_have_gradients() -> None:
         ({"keys": [1, 2]}, "keys and at_keys"),
         ({"keys": [1, 2], "at_keys": [1, 2]}, "keys of shape"),
         ({"keys": [1, 2], "at_keys": ["a"]}, "Convert one of them"),
+        ({"keys": [2**53, 2**53 + 1], "at_keys": np.array([2**53], "u8")}, "int64, at_keys uint64"),
         ({"length": "2y"}, "no fixed duration"),
         ({"times": np.array([1, 2], "datetime64[ps]")}, "times holds .* no whole ns"),
         (

@@ -279,7 +279,7 @@ def test_frames_that_do_not_fit(session: Any, frames: Any, tmp_path: Path) -> No
     events, queries = frames
     names = queries.selectExpr("cast(user AS string) AS user", "ts")
     coded = events.selectExpr("cast(cast(user AS string) AS binary) AS user", "ts", "x")
-    with pytest.raises(PoolTypeError, match="keys of events are binary, those of queries string"):
+    with pytest.raises(PoolTypeError, match="keys of events are bytes, those of queries text"):
         SMALL.asof(coded, names, engine=session)
     with pytest.raises(PoolValueError, match="queries have two columns of one name: user, ts, ts"):
         SMALL.asof(events, queries.select("user", "ts", "ts"), engine=session)

@@ -84,11 +84,6 @@ def _rows(pool: PartitionPool, events: DataFrame, queries: DataFrame) -> DataFra
 
     logged = placed(events, "event", pool.event_columns)
     asked = placed(queries, "query", queries.columns)
-    kinds = [frame.schema["key"].dataType.simpleString() for frame in (logged, asked)]
-    if kinds[0] != kinds[1]:
-        raise PoolTypeError(
-            f"the keys of events are {kinds[0]}, those of queries {kinds[1]}", "Convert one of them"
-        )
     rows = logged.unionByName(asked, allowMissingColumns=True)
     return rows.repartition("key").sortWithinPartitions("key", "time")
 

@@ -108,7 +108,15 @@ def _codes(keys: Any, at_keys: Any, rows: int, moments: int) -> tuple[np.ndarray
             f"keys of shape {own.shape} and {asked.shape} for {rows} times and {moments} moments",
             "Give one for each",
         )
-    if rows and moments and (own.dtype.kind in "iu") != (asked.dtype.kind in "iu"):
+    integers = own.dtype.kind in "iu"
+    if (
+        rows
+        and moments
+        and (
+            integers != (asked.dtype.kind in "iu")
+            or (integers and np.result_type(own, asked).kind == "f")  # which would round them
+        )
+    ):
         raise PoolTypeError(f"keys are {own.dtype}, at_keys {asked.dtype}", "Convert one of them")
     codes = np.unique(np.concatenate([own, asked]), return_inverse=True)[1].astype(np.int64)
     return codes[:rows], codes[rows:]
