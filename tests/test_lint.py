@@ -150,6 +150,17 @@ def test_int8_channels_last(dtype: Any) -> None:
     )
 
 
+def test_int8_channels_last_hides_nothing_that_ran_before() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            F.avg_pool2d(x, 2, divisor_override=3)
+            return F.max_pool2d(x.to(torch.int8, memory_format=torch.channels_last), 2)
+
+    found = poolkit.lint(Model(), drawn(1, 3, 16, 16))
+    assert [each.trap for each in found] == ["divisor-lost", "int8-channels-last"]
+    assert "behind it has not been looked at" in found[-1].what
+
+
 def test_ceil_mode_of_a_model() -> None:
     x, old = drawn(1, 1, 9, 9), {"onnxruntime": "1.20.1"}
     model = nn.MaxPool2d(2, 3, 1, ceil_mode=True)

@@ -127,12 +127,13 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     convolutions: bool = False,
+    found: list[TracedPooling] | None = None,
 ) -> tuple[list[TracedPooling], Any]:
     """Run ``model(*inputs, **kwargs)`` and return its poolings, in order, and its output.
 
     As `follow`, for those who ask for no more.
     """
-    return follow(model, inputs, kwargs, convolutions=convolutions)[:2]
+    return follow(model, inputs, kwargs, convolutions=convolutions, found=found)[:2]
 
 
 def follow(
@@ -141,14 +142,15 @@ def follow(
     kwargs: Mapping[str, Any] | None = None,
     *,
     convolutions: bool = False,
+    found: list[TracedPooling] | None = None,
 ) -> Run:
     """Run ``model(*inputs, **kwargs)`` and return what it did.
 
     With ``convolutions``, those that have a stride are among its poolings. The model runs once,
     without gradients, in the mode it is in. Raises PoolError, with the shapes and the first line
-    of the exception, if the model does.
+    of the exception, if the model does; the poolings that ran before are in ``found`` even then.
     """
-    recorder = _Recorder(model, convolutions)
+    recorder = _Recorder(model, convolutions, [] if found is None else found)
     for value in tensors_in((tuple(inputs), dict(kwargs or {}))):
         recorder.see_input(value)
     with torch.no_grad(), recorder.hooks(), recorder:
@@ -200,11 +202,11 @@ class _Recorder(TorchFunctionMode):
     which kernel they choose inside is not the model's business.
     """
 
-    def __init__(self, model: nn.Module, convolutions: bool) -> None:
+    def __init__(self, model: nn.Module, convolutions: bool, found: list[TracedPooling]) -> None:
         super().__init__()
         self.model = model
         self.convolutions = convolutions
-        self.found: list[TracedPooling] = []
+        self.found = found
         self.order: list[Step] = []
         self.made = 0
         self.views: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -129,7 +129,7 @@ INT8 = Trap(
     "Use poolkit.nn's MaxPool, or make the input contiguous",
     lambda message: (
         "torch counts the positions of a channels-last plane in the dtype of its values, and "
-        "raises where it has more than 127"
+        "raises where it has more than 127; what would run behind it has not been looked at"
         if _RAISES in message
         else None
     ),
@@ -142,19 +142,20 @@ def lint_model(
 ) -> list[Finding]:
     """The findings of torch's own poolings, in the order in which they run."""
     layers = LayerStack(model)
+    calls: list[TracedPooling] = []
+    last: Finding | None = None
     try:
         with evaluating(model), layers.following():
-            calls, _ = trace(model, args, kwargs)
+            trace(model, args, kwargs, found=calls)
     except PoolError as error:
-        finding = INT8.finding(str(error.__cause__ or error), layers.current)
-        if finding is None:
+        last = INT8.finding(str(error.__cause__ or error), layers.current)
+        if last is None:
             raise
-        return [finding]
     traps = [each for each in MODEL_TRAPS.values() if each is not INT8 and each.exists_in(versions)]
     found = (
         each.finding(call, _layer(call)) for call in calls if not call.by_poolkit for each in traps
     )
-    return [finding for finding in found if finding is not None]
+    return [finding for finding in (*found, last) if finding is not None]
 
 
 def _layer(call: TracedPooling) -> str:
