@@ -290,6 +290,24 @@ def test_left_in_float_where_one_side_is_not_quantized(operator: str, tmp_path: 
         assert traps(path) == []
 
 
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+def test_left_in_float_is_nothing_that_pools_integers(domain: str, tmp_path: Path) -> None:
+    """Of ONNX Runtime's own operators no type is known, only their names."""
+    x = np.full((1, 2, 6, 6), 7, "uint8")
+    first = helper.make_node("Identity", ["x"], ["i"])
+    if domain:
+        first = helper.make_node("QLinearLeakyRelu", list("xszsz"), ["i"], domain=domain)
+    nodes = [
+        first,
+        helper.make_node("MaxPool", ["i"], ["m"], kernel_shape=[2, 2]),
+        helper.make_node("DequantizeLinear", ["m", "s", "z"], ["f"]),
+        helper.make_node("QuantizeLinear", ["f", "s", "z"], ["y"]),
+    ]
+    model = graph(x, nodes, {"s": np.float32(1), "z": np.uint8(0)}, 19)
+    assert (run(model, x) == 7).all()
+    assert traps(saved(model, tmp_path)) == []
+
+
 # --- around them ---------------------------------------------------------------------------------
 
 
@@ -313,6 +331,24 @@ def test_what_poolkit_exports_has_no_trap(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     poolkit.export_onnx(model, drawn(1, 2, 21, 20), path)
     assert traps(path, versions={"onnxruntime": "1.16.0"}) == []
+
+
+def test_what_poolkit_exports_on_integers_has_no_trap(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from poolkit.quantized import QParams, avg_pool2d, dequantize, max_pool2d, quantize
+
+    params = QParams.from_range(-4, 4, "uint8")
+
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            largest = max_pool2d(quantize(x, params, "uint8"), 3, 2, 1)
+            return dequantize(avg_pool2d(largest, 2, qparams=params), params)
+
+    path = tmp_path / "model.onnx"
+    poolkit.export_onnx(Model(), drawn(2, 3, 16, 16), path)
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators[:2] == ["QuantizeLinear", "MaxPool"]
+    assert traps(path) == []
 
 
 def test_arguments(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ POOLINGS = (
 )
 FUSED = ("MaxPool", "AveragePool", "GlobalAveragePool")
 """What ONNX Runtime runs on integers, where both sides are quantized."""
+INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+QUANTIZES = ("QuantizeLinear", "QLinear")
+"""How the names begin of operators that make integers; of ONNX Runtime's own no type is known."""
 PADDING = "Write the same window with explicit padding, as poolkit.export_onnx does"
 
 
@@ -39,6 +42,7 @@ class PoolingNode:
         spatial: the sizes of its input's spatial axes; None for one that is not known.
         producer: the operator that made its input, or "".
         consumers: the operators that take its output.
+        integers: whether its input is known to hold integers.
         quantized: whether the graph dequantizes anything.
     """
 
@@ -48,6 +52,7 @@ class PoolingNode:
     spatial: tuple[int | None, ...] = ()
     producer: str = ""
     consumers: tuple[str, ...] = ()
+    integers: bool = False
     quantized: bool = False
 
     def lone_window(self) -> bool:
@@ -122,7 +127,7 @@ def quantized_ceil_mode_average(node: PoolingNode) -> str | None:
     "GlobalAveragePool: these have kernels on integers",
 )
 def left_in_float(node: PoolingNode) -> str | None:
-    if not node.quantized or node.operator.startswith("QLinear"):
+    if not node.quantized or node.integers or node.operator.startswith("QLinear"):
         return None
     if node.operator in FUSED and node.between:
         return None
@@ -156,6 +161,11 @@ def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
+    integers = {
+        value.name
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type in INTEGERS
+    }
     producers = {name: node.op_type for node in graph.node for name in node.output}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     quantized = any(node.op_type == "DequantizeLinear" for node in graph.node)
@@ -163,6 +173,7 @@ def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
         if node.op_type not in POOLINGS:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        producer = producers.get(node.input[0], "")
         taken = [other.op_type for other in graph.node if node.output[0] in other.input]
         yield (
             f"node {node.name or place!r} ({node.op_type})",
@@ -171,8 +182,9 @@ def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
                 attributes,
                 opsets.get(node.domain, 1),
                 tuple(shapes.get(node.input[0], [])[2:]),
-                producers.get(node.input[0], ""),
+                producer,
                 tuple(taken),
+                node.input[0] in integers or producer.startswith(QUANTIZES),
                 quantized,
             ),
         )
