@@ -25,6 +25,10 @@ from poolkit.linting.models import MODEL_TRAPS
 from poolkit.linting.traps import _numbers
 
 KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+# torch warns of calls of its own: when its compiler is imported, and when a graph is copied.
+TORCHAO_WARNS = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 INSTALLED = _numbers(onnxruntime.__version__)
 
 
@@ -180,6 +184,66 @@ def test_functions_are_seen_and_named() -> None:
     (finding,) = poolkit.lint(Model(), drawn(1, 3, 8, 8))
     assert finding.layer.startswith("the model (avg_pool2d, test_lint.py:")
     assert str(finding).endswith("[divisor-lost]")
+
+
+# --- in models that torchao has quantized --------------------------------------------------------
+
+
+class Convolutions(nn.Module):
+    """Two maxima, an average of poolkit's and one of torch's, a mean, and a normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.pool = poolkit.nn.AvgPool2d(2)
+
+    def forward(self, x: Any) -> Any:
+        x = F.max_pool2d(torch.relu(self.first(x)), 2)
+        x = F.avg_pool2d(self.pool(x), 2)
+        x = self.last(x).mean((2, 3))[:, None]
+        return x / x.square().mean(-1, keepdim=True)
+
+
+def quantized(by_poolkit: bool) -> tuple[Any, Any]:
+    """The model as ``convert_pt2e`` leaves it, with its input."""
+    pytest.importorskip("torchao")
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
+
+    from poolkit.quantized import pt2e
+
+    config = pt2e.quantization_config(8)
+    quantizer = X86InductorQuantizer().set_global(config)
+    if by_poolkit:
+        quantizer = pt2e.PoolingQuantizer(config, quantizer)
+    x = drawn(2, 3, 32, 32)
+    prepared = prepare_pt2e(torch.export.export(Convolutions().eval(), (x,)).module(), quantizer)
+    pt2e.calibrate(prepared, [x])
+    return convert_pt2e(prepared), x
+
+
+@TORCHAO_WARNS
+def test_left_in_float_by_torchao() -> None:
+    model, x = quantized(by_poolkit=False)
+    before = model.code
+    found = poolkit.lint(model, x)
+    assert {each.trap for each in found} == {"left-in-float"}
+    assert [each.layer.partition(" ")[0] for each in found] == [
+        "max_pool2d", "pool", "avg_pool2d", "mean",
+    ]  # fmt: skip
+    assert all("in float in a quantized model: its input is not quantized" in f.what for f in found)
+    assert model.code == before
+
+
+@TORCHAO_WARNS
+def test_left_in_float_until_it_is_lowered() -> None:
+    from poolkit.quantized import pt2e
+
+    model, x = quantized(by_poolkit=True)
+    layers = [each.layer.partition(" ")[0] for each in poolkit.lint(model, x)]
+    assert layers == ["pool", "avg_pool2d", "mean"]  # torch's compiler looks after the maximum
+    assert sum(each.is_integer for each in pt2e.lower(model)) == 4
+    assert poolkit.lint(model, x) == []
 
 
 # --- in ONNX files -------------------------------------------------------------------------------

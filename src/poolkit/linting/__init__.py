@@ -30,13 +30,15 @@ def lint(
             default those that are installed. A trap that is mended there is not reported.
 
     Returns:
-        A :class:`Finding` for each, in the order in which the poolings run; none of poolkit's own
-        are among them.
+        A :class:`Finding` for each, in the order in which the poolings run; poolings of poolkit's
+        own are among them only where a quantized model runs them in float. In a model that
+        torchao's PT2E flow has quantized those that are left in float come last.
 
     Raises:
         PoolTypeError, PoolValueError: ``model`` is neither, the file cannot be read, or the module
             raised on its inputs.
-        MissingExtraError: an ONNX file needs the packages of ``poolkit[onnx]``.
+        MissingExtraError: an ONNX file needs the packages of ``poolkit[onnx]``, a model that
+            torchao has quantized those of ``poolkit[quantization]``.
 
     >>> import torch, poolkit
     >>> findings = poolkit.lint(torch.nn.AvgPool2d(2, divisor_override=3), torch.rand(1, 3, 8, 8))

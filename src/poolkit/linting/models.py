@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from ..errors import PoolError
 from ..inspection.inspector import evaluating
@@ -140,7 +141,8 @@ MODEL_TRAPS[INT8.name] = INT8
 def lint_model(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], versions: dict[str, str]
 ) -> list[Finding]:
-    """The findings of torch's own poolings, in the order in which they run."""
+    """The findings of torch's own poolings, in the order in which they run; of a quantized graph
+    then all that are left in float."""
     layers = LayerStack(model)
     calls: list[TracedPooling] = []
     last: Finding | None = None
@@ -155,7 +157,18 @@ def lint_model(
     found = (
         each.finding(call, _layer(call)) for call in calls if not call.by_poolkit for each in traps
     )
-    return [finding for finding in (*found, last) if finding is not None]
+    return [finding for finding in (*found, last, *_left_in_float(model)) if finding is not None]
+
+
+def _left_in_float(model: torch.nn.Module) -> list[Finding]:
+    graph_of_quantized = isinstance(model, GraphModule) and any(
+        "quantized_decomposed" in str(node.target) for node in model.graph.nodes
+    )
+    if not graph_of_quantized:
+        return []
+    from .quantized import lint_quantized
+
+    return lint_quantized(model)
 
 
 def _layer(call: TracedPooling) -> str:

@@ -123,7 +123,7 @@ def lower(model: GraphModule) -> list[LoweredPooling]:
     """
     done = []
     for pooling in list(poolings_of(model.graph)):
-        obstacle = pooling.obstacle or _obstacle(pooling)
+        obstacle = obstacle_of(pooling)
         if not obstacle:
             for user in list(pooling.value.users):
                 _replace(user, pooling)
@@ -137,8 +137,15 @@ def lower(model: GraphModule) -> list[LoweredPooling]:
     return done
 
 
-def _obstacle(pooling: GraphPooling) -> str:
-    """Why a pooling of a converted graph cannot run on integers."""
+def is_quantized(model: GraphModule) -> bool:
+    """Whether values are quantized while a graph runs, and not weights alone."""
+    return any(node.target is _QUANTIZE for node in model.graph.nodes)
+
+
+def obstacle_of(pooling: GraphPooling) -> str:
+    """Why a pooling of a converted graph cannot run on integers; "" if it can."""
+    if pooling.obstacle:
+        return pooling.obstacle
     source = pooling.input.target
     if source is _BY_CHANNEL:
         return "its input is quantized by channel"

@@ -1,0 +1,46 @@
+"""Traps in a model that torchao has quantized: each looks at one pooling of its graph."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from ..quantized.pt2e.graphs import GraphPooling, example_of, poolings_of
+from ..quantized.pt2e.lowering import is_quantized, obstacle_of
+from .traps import Finding, Trap, trap
+
+__all__ = ["QUANTIZED_TRAPS", "lint_quantized"]
+
+QUANTIZED_TRAPS: dict[str, Trap] = {}
+
+
+@trap(
+    QUANTIZED_TRAPS,
+    "torchao",
+    remedy="Quantize with poolkit.quantized.pt2e.PoolingQuantizer and convert with "
+    "poolkit.quantized.pt2e.convert; maxima, minima, means and sums have kernels on integers",
+)
+def left_in_float(pooling: GraphPooling) -> str | None:
+    x = example_of(pooling.input)
+    if x is None or not x.is_floating_point():
+        return None
+    if pooling.call.is_reduction and x.ndim == 3:  # as likely a normalization
+        return None
+    obstacle = obstacle_of(pooling)
+    if not obstacle and pooling.node.target is torch.ops.aten.max_pool2d.default:
+        return None  # torch's compiler puts it on integers
+    why = obstacle or "nothing has put it on integers between its dequantize and its quantize"
+    return f"it runs in float in a quantized model: {why}"
+
+
+def lint_quantized(model: GraphModule) -> list[Finding]:
+    """The findings of all poolings, in the order in which they run; none where activations are not
+    quantized."""
+    if not is_quantized(model):
+        return []
+    found = (
+        each.finding(pooling, pooling.name)
+        for pooling in poolings_of(model.graph)
+        for each in QUANTIZED_TRAPS.values()
+    )
+    return [finding for finding in found if finding is not None]
