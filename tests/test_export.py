@@ -306,19 +306,33 @@ def test_a_difference_is_noticed_and_the_old_file_stays(
     operator = torch.ops.poolkit.pool.default
     right = expressions.EXPRESSIONS[operator]
     monkeypatch.setitem(expressions.EXPRESSIONS, operator, lambda x, *rest: right(x + 0.01, *rest))
-    with pytest.raises(poolkit.PoolValueError, match=r"output 0 in onnxruntime: values differ by"):
-        poolkit.export_onnx(poolkit.nn.MaxPool2d(2), drawn(2, 3, 8, 8), path)
+    model = nn.Sequential(poolkit.nn.MaxPool2d(2), nn.ReLU(), nn.AvgPool2d(2))
+    with pytest.raises(
+        poolkit.PoolValueError, match=r"output 0 in onnxruntime: values differ by"
+    ) as caught:
+        poolkit.export_onnx(model, drawn(2, 3, 8, 8), path)
+    assert "poolings of layer '0' (MaxPool2d), layer '2' (AvgPool2d)" in str(caught.value)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
     report = poolkit.export_onnx(poolkit.nn.MaxPool2d(2), drawn(2, 3, 8, 8), path, engines=())
     assert report.checks == ()
 
 
-def test_torch_s_divisor_is_lost_by_its_exporter_and_that_is_noticed(tmp_path: Path) -> None:
-    theirs, ours = nn.AvgPool2d(2, divisor_override=3), poolkit.nn.AvgPool2d(2, divisor_override=3)
-    poolkit.export_onnx(ours, drawn(2, 3, 8, 8), tmp_path / "ours.onnx")
-    with pytest.raises(poolkit.PoolValueError, match="values differ"):
-        poolkit.export_onnx(theirs, drawn(2, 3, 8, 8), tmp_path / "theirs.onnx")
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("engines", [None, ()], ids=["checked", "unchecked"])
+def test_torch_s_divisor_is_refused_as_its_exporter_drops_it(
+    ndim: int, engines: Any, tmp_path: Path
+) -> None:
+    x, name = drawn(2, 3, *(8,) * ndim), f"AvgPool{ndim}d"
+    ours = getattr(poolkit.nn, name)(2, divisor_override=3)
+    theirs = getattr(nn, name)(2, divisor_override=3)
+    poolkit.export_onnx(ours, x, tmp_path / "ours.onnx", engines=engines)
+    message = rf"layer '1' \({name}\) divides by 3, and torch's exporter drops .*poolkit\.nn"
+    with pytest.raises(poolkit.PoolValueError, match=message):
+        poolkit.export_onnx(
+            nn.Sequential(nn.ReLU(), theirs), x, tmp_path / "theirs.onnx", engines=engines
+        )
+    assert not (tmp_path / "theirs.onnx").exists()
 
 
 def test_the_layer_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:

@@ -122,13 +122,18 @@ def export_onnx(
                 examples.append(_doubled_example(model, args, given))
             dynamic_shapes = batch_axes(args, given, torch.export.Dim.DYNAMIC)
         program, mode = _traced(model, args, given, dynamic_shapes)
-        _check_deterministic(program)
+        _check_expressible(program)
         proto = _translated(program, len(examples[0][1]))
     names = [value.name for value in proto.graph.input]
     data = _serialised(proto)
-    checks = run_checks(
-        data, names, examples, chosen, tolerance, mode.step, any_engine=engines is None
-    )
+    try:
+        checks = run_checks(
+            data, names, examples, chosen, tolerance, mode.step, any_engine=engines is None
+        )
+    except PoolValueError as error:
+        raise error.during(
+            f"a file with the poolings of {_pooling_layers(program, mode)}"
+        ) from None
     write_whole(path, data)
     return ExportReport(
         path=path,
@@ -205,19 +210,43 @@ def _layer_of(node: Any) -> str:
     return f"layer {name!r} ({kind.rpartition('.')[2]})"
 
 
+def _pooling_layers(program: torch.export.ExportedProgram, mode: Expressing) -> str:
+    """Those of poolkit's poolings and of torch's, which a wrong answer is most likely about."""
+    theirs = [_layer_of(node) for node in program.graph.nodes if "pool" in str(node.target)]
+    found = dict.fromkeys([*(each.layer for each in mode.found), *theirs])
+    return ", ".join(found) or "no layer"
+
+
 def _is_random(node: Any) -> bool:
     """Whether a node draws numbers; neither dropout in eval mode nor attention without it does."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    for place, argument in enumerate(node.target._schema.arguments):
-        if argument.name in ("dropout_p", "train", "training"):
-            given = node.kwargs.get(argument.name, argument.default_value)
-            return bool(node.args[place] if place < len(node.args) else given)
-    return True
+    given = _given(node, "dropout_p", "train", "training")
+    return bool(given[0]) if given else True
 
 
-def _check_deterministic(program: torch.export.ExportedProgram) -> None:
+def _given(node: Any, *names: str) -> list[Any]:
+    """The arguments of these names that an operator has."""
+    schema = getattr(node.target, "_schema", None)
+    return [
+        node.args[place]
+        if place < len(node.args)
+        else node.kwargs.get(argument.name, argument.default_value)
+        for place, argument in enumerate(schema.arguments if schema else ())
+        if argument.name in names
+    ]
+
+
+def _check_expressible(program: torch.export.ExportedProgram) -> None:
+    """Refuse what ONNX cannot repeat, and what torch's exporter writes wrongly without a word."""
     for node in program.graph.nodes:
+        divisor = next(iter(_given(node, "divisor_override")), None)
+        if divisor is not None:
+            raise PoolValueError(
+                f"{_layer_of(node)} divides by {divisor}, and torch's exporter drops a "
+                f"divisor_override ({node.target})",
+                "Use the module of that name in poolkit.nn",
+            )
         if _is_random(node):
             raise PoolValueError(
                 f"{_layer_of(node)} draws random numbers ({node.target}), which ONNX has no way to "
