@@ -235,7 +235,8 @@ def _check_kind(spec: Definition, ours: EventColumns, theirs: EventColumns) -> N
             f"{spec.time} had {'a' if ours.aware else 'no'} time zone in earlier batches",
             "Convert this batch",
         )
-    if _kind(ours.keys.names) != _kind(theirs.keys.names):
+    kinds = {events.keys.kind for events in (ours, theirs)} - {None}
+    if len(kinds) > 1:
         raise PoolTypeError(f"{spec.key} had keys of another type", "Convert this batch")
     if ours.values is not None and theirs.values is not None:
         for what, a, b in (("vectors of", ours.values.shape[1], theirs.values.shape[1]),
