@@ -161,10 +161,9 @@ def lint_model(
 
 
 def _left_in_float(model: torch.nn.Module) -> list[Finding]:
-    graph_of_quantized = isinstance(model, GraphModule) and any(
-        "quantized_decomposed" in str(node.target) for node in model.graph.nodes
-    )
-    if not graph_of_quantized:
+    if not isinstance(model, GraphModule):
+        return []
+    if not any("quantized_decomposed" in str(node.target) for node in model.graph.nodes):
         return []
     from .quantized import lint_quantized
 
