@@ -387,6 +387,30 @@ def test_every_trap_is_reproduced() -> None:
             assert each.package in ("torch", "onnxruntime")
 
 
+def test_all_traps_at_once(tmp_path: Path) -> None:
+    """In one model, and in one file: no trap hides another."""
+
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            F.avg_pool2d(x, 2, divisor_override=3)
+            F.adaptive_avg_pool2d(x, 5)
+            F.lp_pool2d(x, 3.0, 2)
+            F.lp_pool2d(x.half(), 2.0, 2)
+            F.avg_pool2d(x.bfloat16(), 17)
+            F.max_pool2d(x, 2, 3, ceil_mode=True)
+            return F.max_pool2d(x.to(torch.int8, memory_format=torch.channels_last), 2)
+
+    old = {"torch": "2.6.0", "onnxruntime": "1.20.1"}
+    found = traps(Model(), drawn(1, 3, 18, 18), versions=old)
+    assert set(found) == set(MODEL_TRAPS)
+    x = np.full((1, 1, 6, 6), 7, "float32")
+    given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    made = between_q_and_dq(x, "AveragePool", **given)
+    made.graph.node.insert(0, helper.make_node("MaxPool", ["x"], ["lone"], **LONE))
+    made.opset_import[0].version = 18
+    assert set(traps(saved(made, tmp_path), versions=old)) == set(GRAPH_TRAPS)
+
+
 def test_what_poolkit_exports_has_no_trap(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     model = nn.Sequential(
