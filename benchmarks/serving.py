@@ -12,7 +12,7 @@ tenth of the readings from that of the first. The exit status is 1 if an answer 
 not the one expected, a thread dies, or any of these is beyond the limit.
 
     python benchmarks/serving.py
-    python benchmarks/serving.py --seconds 10 --threads 2
+    python benchmarks/serving.py --seconds 60 --threads 2
 """
 
 from __future__ import annotations
