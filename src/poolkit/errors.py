@@ -80,6 +80,11 @@ def checked_size(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, which may have many; "" if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
 def describe(x: Any) -> str:
     """``float32 (1, 3, 8, 8)``: how an array is named in a message."""
     if is_torch_tensor(x) and x.is_nested:  # the strided kind has no shape

@@ -16,6 +16,7 @@ from .errors import (
     PoolTypeError,
     PoolValueError,
     describe,
+    first_line,
     is_torch_tensor,
     is_traced,
 )
@@ -128,7 +129,7 @@ def _torch(
         values, indices = pool(input, list(kernel), list(size), samples)
     except RuntimeError as error:
         raise PoolValueError(
-            f"torch refused: {str(error).splitlines()[0]}", "Check the input and _random_samples"
+            f"torch refused: {first_line(error)}", "Check the input and _random_samples"
         ) from None
     return values, indices
 

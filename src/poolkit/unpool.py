@@ -10,7 +10,7 @@ import numpy as np
 
 from .arrays import Array, check_array
 from .dtypes import dtype_name
-from .errors import PoolError, PoolTypeError, PoolValueError, describe, is_torch_tensor
+from .errors import PoolError, PoolTypeError, PoolValueError, describe, first_line, is_torch_tensor
 from .windows.base import check_entry, check_outputs, freeze, per_axis
 
 __all__ = ["max_unpool"]
@@ -123,7 +123,7 @@ def _unpool_torch(ndim: int, input: Array, indices: Array, size: tuple[int, ...]
         if type(error) not in (RuntimeError, NotImplementedError):  # memory, or a compiler's own
             raise
         raise PoolTypeError(
-            f"torch refused: {str(error).splitlines()[0]}", "Check dtype and device of both"
+            f"torch refused: {first_line(error)}", "Check dtype and device of both"
         ) from None
 
 

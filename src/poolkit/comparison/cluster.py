@@ -10,7 +10,7 @@ from typing import Any
 from poolkit.comparison.engine import Clock, describe, done_keys, outstanding
 from poolkit.comparison.journal import Journal
 from poolkit.comparison.study import Record, Study, Task
-from poolkit.errors import MissingExtraError, PoolError, PoolValueError
+from poolkit.errors import MissingExtraError, PoolError, PoolValueError, first_line
 from poolkit.inspection.inspector import Progress
 
 #: Seconds to wait for a result before looking at what other processes have done.
@@ -43,7 +43,7 @@ def work_on_ray(study: Study, journal: Journal, tell: Progress, address: str) ->
                 address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            text = next(iter(str(error).splitlines()), "")
+            text = first_line(error)
             raise PoolValueError(
                 f"there is no Ray cluster at {address!r}: {text}", "Give its address, or local"
             ) from None

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError, PoolTypeError, PoolValueError
+from ..errors import MissingExtraError, PoolTypeError, PoolValueError, first_line
 from .columns import EventColumns, QueryColumns, check_widths
 from .definition import Definition
 from .kernel import pool_events
@@ -149,10 +149,10 @@ class _Store:
             return self.connection.read_parquet(list(paths))
         except duckdb.IOException as error:
             raise PoolValueError(
-                f"cannot read {', '.join(paths)}: {str(error).splitlines()[0]}",
+                f"cannot read {', '.join(paths)}: {first_line(error)}",
                 "Give paths or globs of Parquet files",
             ) from None
         except duckdb.Error as error:
             raise PoolTypeError(
-                f"{', '.join(paths)} are no Parquet files of one kind: {str(error).splitlines()[0]}"
+                f"{', '.join(paths)} are no Parquet files of one kind: {first_line(error)}"
             ) from None

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PoolTypeError, PoolValueError
+from ..errors import PoolTypeError, PoolValueError, first_line
 from .definition import Definition
 from .local import is_stored
 from .partitions import PartitionPool
@@ -63,7 +63,7 @@ def _frame(session: SparkSession, given: Any, what: str) -> DataFrame:
             return session.read.parquet(*map(os.fspath, paths))
         except AnalysisException as error:
             raise PoolValueError(
-                f"cannot read {what}: {str(error).splitlines()[0]}",
+                f"cannot read {what}: {first_line(error)}",
                 "Give paths or globs of Parquet files",
             ) from None
     if not isinstance(given, DataFrame):

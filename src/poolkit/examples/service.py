@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.export import Dim
 
-from poolkit.errors import PoolTypeError, PoolValueError, describe
+from poolkit.errors import PoolTypeError, PoolValueError, describe, first_line
 from poolkit.examples.detection import Face, Network, detect_each
 from poolkit.examples.faces import CROP_SIZES, load
 from poolkit.files import write_whole
@@ -164,6 +164,6 @@ def _program(path: Path) -> Network:
         return torch.export.load(str(path)).module()
     except Exception as error:
         raise PoolValueError(
-            f"{path} is not an exported program: {next(iter(str(error).splitlines()), '')}",
+            f"{path} is not an exported program: {first_line(error)}",
             "Write it with export_networks",
         ) from error

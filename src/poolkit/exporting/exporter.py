@@ -16,7 +16,7 @@ import onnxscript  # noqa: F401 - the exporter needs it, and its absence should 
 import torch
 from torch import nn
 
-from ..errors import PoolError, PoolTypeError, PoolValueError
+from ..errors import PoolError, PoolTypeError, PoolValueError, first_line
 from ..files import check_writable, write_whole
 from ..inspection.inspector import evaluating
 from ..inspection.trace import run_model, tensors_in
@@ -191,11 +191,12 @@ def _traced(
     except Exception as error:
         if "dynamic_shapes" in str(error) or "Constraints violated" in str(error):
             raise PoolValueError(
-                f"the model does not work for a batch of any size: {_first_line(error)}",
+                f"the model does not work for a batch of any size: {first_line(error).rstrip('.')}",
                 "Export it with dynamic_batch=False, or say in dynamic_shapes what may vary",
             ) from error
+        said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
         raise PoolValueError(
-            f"{mode.layers.current} cannot be traced: {type(error).__name__}: {_first_line(error)}",
+            f"{mode.layers.current} cannot be traced: {said}",
             "What is exported may not depend on values, nor call what torch does not know",
         ) from error
     return program, mode
@@ -295,7 +296,7 @@ def _refusal(program: torch.export.ExportedProgram, error: Exception) -> PoolVal
                 "standard ONNX operators",
                 "Replace the layer, or leave it out of the file",
             )
-    return PoolValueError(f"the model cannot be translated: {_first_line(error)}")
+    return PoolValueError(f"the model cannot be translated: {first_line(error).rstrip('.')}")
 
 
 def _serialised(proto: Any) -> bytes:
@@ -306,8 +307,3 @@ def _serialised(proto: Any) -> bytes:
         )
     data: bytes = proto.SerializeToString()
     return data
-
-
-def _first_line(error: Exception) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), "").rstrip(".")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from poolkit.errors import PoolError
+from poolkit.errors import PoolError, first_line
 from poolkit.inspection.downsampling import (
     Downsampling,
     Pooled,
@@ -128,13 +128,13 @@ def _time(row: LayerRecord, traced: TracedPooling, seconds: float) -> None:
             row.torch_saved = saved_for_backward(lambda leaf: pooling.in_torch(leaf)(), x)
             row.torch_ms = _milliseconds(pooling.in_torch(x), seconds)
         except Exception as error:  # a padding that differs from side to side
-            row.note = f"not in torch: {next(iter(str(error).splitlines()), '')}"
+            row.note = f"not in torch: {first_line(error)}"
         return
     try:
         ours = pooling.in_poolkit(x)
         ours()
     except PoolError as error:
-        row.note = f"not in poolkit: {next(iter(str(error).splitlines()), '')}"
+        row.note = f"not in poolkit: {first_line(error)}"
         return
     row.poolkit_saved = saved_for_backward(lambda leaf: pooling.in_poolkit(leaf)(), x)
     try:
@@ -142,7 +142,7 @@ def _time(row: LayerRecord, traced: TracedPooling, seconds: float) -> None:
         theirs()
         row.torch_saved = saved_for_backward(lambda leaf: pooling.in_torch(leaf)(), x)
     except Exception as error:  # what poolkit can do and torch cannot, as dilated averages
-        row.note = f"not in torch: {next(iter(str(error).splitlines()), '')}"
+        row.note = f"not in torch: {first_line(error)}"
         row.poolkit_ms = _milliseconds(ours, seconds)
         return
     if seconds <= 0:

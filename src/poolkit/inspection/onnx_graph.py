@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from poolkit.errors import MissingExtraError, PoolTypeError, PoolValueError
+from poolkit.errors import MissingExtraError, PoolTypeError, PoolValueError, first_line
 from poolkit.inspection import dataflow
 from poolkit.inspection.dataflow import View
 from poolkit.inspection.operations import Call, Pooling
@@ -387,5 +387,4 @@ def _as_array(value: Any) -> np.ndarray:
 
 
 def _first_line(error: Exception) -> str:
-    text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {first_line(error)}"

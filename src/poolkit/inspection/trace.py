@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import poolkit
 from poolkit import functional
-from poolkit.errors import PoolError, PoolValueError
+from poolkit.errors import PoolError, PoolValueError, first_line
 from poolkit.inspection import dataflow
 from poolkit.inspection.dataflow import View
 from poolkit.inspection.exported import ExportedModel
@@ -171,7 +171,7 @@ def run_model(
         shapes = ", ".join(
             describe_tensor(t) for t in tensors_in((tuple(inputs), dict(kwargs or {})))
         )
-        text = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+        text = first_line(error).rstrip(".")
         raise PoolValueError(
             f"the model raised on input {shapes or 'without tensors'}: "
             f"{type(error).__name__}: {text}"

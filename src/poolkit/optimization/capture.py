@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from poolkit.errors import PoolError, PoolValueError
+from poolkit.errors import PoolError, PoolValueError, first_line
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.trace import run_model
 
@@ -73,9 +73,9 @@ def _exported(
     except PoolError:
         raise
     except Exception as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
         raise PoolValueError(
-            f"the model cannot be exported: {type(error).__name__}: {first}".rstrip("."),
+            f"the model cannot be exported: {said}",
             "What is exported may not depend on values; tier='module' takes any model",
         ) from error
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import poolkit.nn
-from poolkit.errors import PoolError
+from poolkit.errors import PoolError, first_line
 from poolkit.inspection.downsampling import Pooled, downsampling_of
 from poolkit.inspection.inspector import evaluating
 from poolkit.inspection.trace import TracedPooling, tensors_in, trace
@@ -257,7 +257,7 @@ class Attempt:
                 outputs = [x.sum() for x in tensors_in(self.task.forward()) if x.requires_grad]
                 torch.autograd.grad(outputs, parameters, allow_unused=True)
         except (PoolError, RuntimeError, ValueError) as error:
-            text = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            text = (first_line(error) or type(error).__name__).rstrip(".")
             return "it works in place" if "inplace operation" in text else text
         finally:
             for swap in swaps:
