@@ -91,10 +91,10 @@ def inspect(
         console.print(line)
     if output is not None:
         report.to_html(output)
-        console.print(f"Report: {output}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "Report", output)
     if json is not None:
         write_whole(json, report.to_json())
-        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "JSON", json)
     return 0
 
 
@@ -107,7 +107,7 @@ def _diff(before: Path, after: Path, json: Path | None) -> int:
     console.print(str(found), markup=False, soft_wrap=True)
     if json is not None:
         write_whole(json, found.to_json())
-        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "JSON", json)
     return 0
 
 
@@ -149,7 +149,7 @@ def advise(
         console.print(line)
     if json is not None:
         write_whole(json, found.to_json())
-        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "JSON", json)
     return 0
 
 
@@ -217,13 +217,10 @@ def optimize(
         console.print(line)
     if save is not None:
         report.save(save)
-        console.print(
-            f"Program: {save} (before torch.export.load, import poolkit.nn)",
-            soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
+        _say_written(console, "Program", save, "before torch.export.load, import poolkit.nn")
     if json is not None:
         write_whole(json, report.to_json())
-        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "JSON", json)
     return 0
 
 
@@ -314,10 +311,10 @@ def compare(
         console.print(line)
     if output is not None:
         found.to_html(output)
-        console.print(f"Report: {output}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "Report", output)
     if json is not None:
         write_whole(json, found.to_json())
-        console.print(f"JSON: {json}", soft_wrap=True, highlight=False, markup=False)
+        _say_written(console, "JSON", json)
     return 0
 
 
@@ -367,7 +364,7 @@ def export(
     for check in report.checks:
         line = f"{check.engine}, batch of {check.batch}: differs by at most {check.error:.2g}"
         console.print(line, markup=False)
-    console.print(f"ONNX: {output}", soft_wrap=True, highlight=False, markup=False)
+    _say_written(console, "ONNX", output)
     return 0
 
 
@@ -662,6 +659,12 @@ def _console(width: int = 120) -> Console:
     """Standard output; a pipe or a log file has no width of its own, so tables get room."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=width, highlight=False)
+
+
+def _say_written(console: Console, what: str, path: Path, note: str = "") -> None:
+    """In one line, however narrow the terminal, so that the path can be copied."""
+    line = f"{what}: {path} ({note})" if note else f"{what}: {path}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
