@@ -35,6 +35,8 @@ class Schedule:
         sample_s: a sample is as many calls as take about this many seconds, so that neither the
             resolution of the clock nor the call of it counts.
         rest_s: seconds of pause before each sample; an untimed call ends the pause.
+        clock: what tells the seconds; `time.process_time`, for calls of one thread on a machine
+            that does other work, too.
     """
 
     budget_s: float
@@ -43,6 +45,7 @@ class Schedule:
     seed: int = 0
     sample_s: float = 100e-6  # the clock and the call of it cost under 1 us
     rest_s: float = 0.0
+    clock: Callable[[], float] = perf_counter
 
 
 @dataclass
@@ -55,7 +58,8 @@ class Samples:
 
 def interleave(calls: Sequence[Call], schedule: Schedule) -> list[Samples]:
     """Time `calls`, each once a round; the samples are in the order of `calls`."""
-    found = [Samples(_calls_per_sample(call, schedule.sample_s)) for call in calls]
+    clock = schedule.clock
+    found = [Samples(_calls_per_sample(call, schedule.sample_s, clock)) for call in calls]
     order = list(range(len(calls)))
     shuffle = random.Random(schedule.seed).shuffle
     began = perf_counter()
@@ -69,33 +73,33 @@ def interleave(calls: Sequence[Call], schedule: Schedule) -> list[Samples]:
                 # Wakes this contender's threads and brings its data back into the caches.
                 calls[index]()
             samples = found[index]
-            samples.seconds.append(_seconds_per_call(calls[index], samples.calls_per_sample))
+            samples.seconds.append(_seconds_per_call(calls[index], samples.calls_per_sample, clock))
     return found
 
 
-def _calls_per_sample(call: Call, sample_s: float) -> int:
+def _calls_per_sample(call: Call, sample_s: float, clock: Callable[[], float]) -> int:
     """How many calls take `sample_s`, from doubling batches of them; this also warms up."""
     call()  # the first call plans, allocates and loads
     count = 1
     while True:
-        seconds = _seconds_per_call(call, count)
+        seconds = _seconds_per_call(call, count, clock)
         if seconds * count >= sample_s / 2:
             return max(1, round(sample_s / seconds))
         count *= 2
 
 
-def _seconds_per_call(call: Call, count: int) -> float:
+def _seconds_per_call(call: Call, count: int, clock: Callable[[], float]) -> float:
     """Seconds per call over `count` calls, without garbage collection: whoever happens to run
     would pay for it."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         _finish()
-        began = perf_counter()
+        began = clock()
         for _ in range(count):
             call()
         _finish()
-        return (perf_counter() - began) / count
+        return (clock() - began) / count
     finally:
         if collecting:
             gc.enable()

@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass, field, replace
+from time import process_time
 from typing import TypeVar
 
 import numpy as np
@@ -36,7 +36,7 @@ from poolkit.comparison.statistics import paired_difference
 from poolkit.errors import PoolValueError
 from poolkit.examples import detection, faces
 from poolkit.quantized import pt2e
-from poolkit.timing import interleave, paired_ratios, within
+from poolkit.timing import Quartiles, interleave, paired_ratios, within
 
 __all__ = [
     "Row",
@@ -46,6 +46,7 @@ __all__ = [
     "converted",
     "folded",
     "main",
+    "measure_times",
     "trained",
     "while_training",
 ]
@@ -56,6 +57,7 @@ BITS = (8, 4)
 EPOCHS, BATCH, RATE = 8, 64, 5e-3
 CALIBRATION = 256  # images
 WINDOWS = 96  # of photographs, of which each seed calibrates the face networks on a half
+TIMED, SECONDS = 32, 60.0  # items in a batch, and how long one network is measured
 
 
 class SmallNetwork(nn.Module):
@@ -183,13 +185,22 @@ class Row:
 
     Attributes:
         right: for each seed, which test items were right.
-        size: bytes of the model.
+        bits: of its weights, 32 in float.
+        model: that of the last seed.
+        time: over that of the network in float, both compiled.
         changed: how many answers the conversion to integers changed, over all seeds.
     """
 
     right: list[np.ndarray] = field(default_factory=list)
-    size: int = 0
+    bits: int = 32
+    model: nn.Module | None = None
+    time: Quartiles | None = None
     changed: int | None = None
+
+    def note(self, model: nn.Module, right: np.ndarray) -> None:
+        """The model of another seed."""
+        self.model = model
+        self.right.append(right)
 
     def against(self, other: Row | None) -> tuple[float, float, float]:
         """The share of right answers, or by how much it is above another's; and the ends of its
@@ -210,25 +221,30 @@ def answers(model: nn.Module, inputs: Tensor) -> Tensor:
         return torch.cat([model(part).argmax(1) for part in inputs.split(500)])
 
 
-def bytes_of(model: nn.Module) -> int:
-    """What the tensors take that a model, or its graph, reads; 4 bits are stored in 8."""
-    if not isinstance(model, GraphModule):
-        return sum(tensor.nbytes for tensor in model.state_dict().values())
-    read = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
+def bytes_of(model: nn.Module, bits: int = 8) -> int:
+    """What the tensors take that a model, or its graph, reads, if weights of integers take so many
+    bits. They are stored in 8."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return sum(tensor.nbytes for name, tensor in tensors.items() if name in read)
+    if isinstance(model, GraphModule):
+        read = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in read}
+    return sum(
+        -(-tensor.numel() * bits // 8) if tensor.dtype is torch.int8 else tensor.nbytes
+        for tensor in tensors.values()
+    )
 
 
-def relative_time(model: nn.Module, quantized: GraphModule, x: Tensor, seconds: float) -> float:
-    """Time of the quantized model over that of the model, both compiled: the median of paired
-    rounds."""
+def measure_times(rows: dict[str, Row], x: Tensor, seconds: float) -> None:
+    """Of each row its model's time over that of the first, all compiled, in paired rounds: the
+    processor's, which other work on the machine does not change much."""
     from torch._inductor import config
 
     with torch.no_grad(), config.patch(freezing=True):
-        compiled = [torch.compile(each) for each in (quantized, model)]
+        compiled = [torch.compile(row.model) for row in rows.values() if row.model is not None]
         calls = [lambda each=each: each(x) for each in compiled]
-        above, below = interleave(calls, within(seconds))
-    return median(paired_ratios(above.seconds, below.seconds))
+        found = interleave(calls, replace(within(seconds), clock=process_time))
+    for row, samples in zip(rows.values(), found, strict=True):
+        row.time = Quartiles.of(paired_ratios(samples.seconds, found[0].seconds))
 
 
 def small_networks(data: Data, seeds: int, bits: Sequence[int], epochs: int) -> dict[str, Row]:
@@ -238,38 +254,37 @@ def small_networks(data: Data, seeds: int, bits: Sequence[int], epochs: int) -> 
         torch.manual_seed(seed)
         started = folded(trained(SmallNetwork(), data.train, epochs, RATE, seed))
         full = trained(copy.deepcopy(started), data.train, epochs, RATE / 5, seed)
-        _note(rows["float"], full, data.test)
+        rows["float"].note(full, _right(full, data.test))
         for n in bits:
+            row = rows.setdefault(f"{n} bits, after training", Row(bits=n))
             after = after_training(full, data.train.inputs[:CALIBRATION], n)
-            _note(rows.setdefault(f"{n} bits, after training", Row()), after, data.test)
+            row.note(after, _right(after, data.test))
+            row = rows.setdefault(f"{n} bits, while training", Row(bits=n, changed=0))
             prepared = while_training(started, data.train, epochs, n, seed)
             before = answers(prepared, data.test.inputs)
             made = converted(prepared)
-            row = rows.setdefault(f"{n} bits, while training", Row())
-            _note(row, made, data.test)
-            apart = answers(made, data.test.inputs) != before
-            row.changed = (row.changed or 0) + int(apart.sum())
+            row.note(made, _right(made, data.test))
+            assert row.changed is not None
+            row.changed += int((answers(made, data.test.inputs) != before).sum())
     return rows
 
 
-def _note(row: Row, model: nn.Module, test: Split) -> None:
-    row.right.append((answers(model, test.inputs) == test.labels).numpy())
-    row.size = bytes_of(model)
+def _right(model: nn.Module, test: Split) -> np.ndarray:
+    found: np.ndarray = (answers(model, test.inputs) == test.labels).numpy()
+    return found
 
 
 def face_network(name: str, seeds: int, bits: Sequence[int], windows: Tensor) -> dict[str, Row]:
     """A face network as it is, and quantized by half of the windows, which the seed draws."""
     crops, is_face = faces.crops_for(name)
     model = faces.load(name)
-    right = _faces_found(model, crops, is_face)
-    rows = {"float": Row([right] * seeds, bytes_of(model))}
+    rows = {"float": Row([_faces_found(model, crops, is_face)] * seeds, model=model)}
     for n in bits:
-        row = rows.setdefault(f"{n} bits, after training", Row())
+        row = rows.setdefault(f"{n} bits, after training", Row(bits=n))
         for seed in range(seeds):
             order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
             made = after_training(model, windows[order[: len(windows) // 2]], n)
-            row.right.append(_faces_found(made, crops, is_face))
-            row.size = bytes_of(made)
+            row.note(made, _faces_found(made, crops, is_face))
     return rows
 
 
@@ -288,19 +303,26 @@ def _percent(value: tuple[float, float, float], sign: str = "") -> str:
     return told if np.isnan(low) else f"{told} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
-def table(name: str, rows: dict[str, Row], time: float | None) -> str:
-    """The rows of one network, as lines of text."""
+HEADINGS = (
+    f"{'':26}{'right':>21}{'less float':>23}{'kB':>8}{'packed':>8}{'time':>20}{'changed':>12}"
+)
+
+
+def table(name: str, rows: dict[str, Row]) -> str:
+    """The rows of one network, as lines of text under `HEADINGS`."""
     lines = [f"\n{name}"]
     for label, row in rows.items():
         less = "" if label == "float" else _percent(row.against(rows["float"]), "+")
         changed = "" if row.changed is None else f"{row.changed} of {np.size(row.right)}"
-        relative = ""
-        if time is not None and label in ("float", "8 bits, after training"):
-            relative = f"{1.0 if label == 'float' else time:.2f}"
-        accuracy = _percent(row.against(None))
-        lines.append(
-            f"  {label:24}{accuracy:>21}{less:>22}{row.size / 1e3:>9.1f}{relative:>7}{changed:>14}"
+        stored, packed = (
+            "" if row.model is None else f"{bytes_of(row.model, n) / 1e3:.1f}"
+            for n in (8, row.bits)
         )
+        time = ""
+        if row.time is not None:
+            time = f"{row.time.median:.2f} ({row.time.low:.2f} to {row.time.high:.2f})"
+        told = f"  {label:24}{_percent(row.against(None)):>21}{less:>23}"
+        lines.append(f"{told}{stored:>8}{packed:>8}{time:>20}{changed:>12}".rstrip())
     return "\n".join(lines)
 
 
@@ -337,19 +359,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     print(
         f"Right answers in %, over {seeds} seeds, and less those of float: with 95 % intervals\n"
-        "that know of seeds and of test items. kB: of the weights, 4 bits stored in 8. Time: of\n"
-        "the compiled network, one thread, over float's. Changed: answers that the conversion to\n"
-        "integers changed."
+        "that know of seeds and of test items. kB: of the weights, their scales and zero points,\n"
+        "as they are stored, 4 bits in 8; packed: if 4 bits took 4. Time: of the processor, for\n"
+        f"the compiled network and {TIMED} items, one thread, over that of float: the median and\n"
+        "middle half of paired rounds. Changed: answers that the conversion to integers changed."
     )
-    print(f"\n{'':26}{'right':>21}{'less float':>22}{'kB':>9}{'time':>7}{'changed':>14}")
+    print(f"\n{HEADINGS}")
     _, windows = detection.example(WINDOWS // 4 if options.quick else WINDOWS)
     for name, shown in zip(("R-Net", "O-Net"), windows, strict=True):
         rows = face_network(name, seeds, bits, shown)
-        network = faces.load(name)
-        time = None
         if timed:
-            time = relative_time(network, after_training(network, shown, 8), shown, 5)
-        print(table(f"{name}, 200 crops", rows, time), flush=True)
+            measure_times(rows, shown[:TIMED], SECONDS)
+        print(table(f"{name}, 200 crops", rows), flush=True)
     print("\nNo error in 200 crops is a rate of up to 1.5 %, at 95 %.")
     sizes = "train=256, validation=10, test=200" if options.quick else "train=2000, test=4000"
     folder = f"folder={options.fashion!r}, " if options.fashion else ""
@@ -362,12 +383,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{name} is left out: {error}")
             continue
         found[name] = small_networks(data, seeds, bits, epochs)
-        time = None
         if timed:
-            x, started = data.test.inputs[:256], folded(SmallNetwork())
-            time = relative_time(started, after_training(started, x, 8), x, 5)
+            measure_times(found[name], data.test.inputs[:TIMED], SECONDS)
         told = f"{name}, {len(data.train)} images to train, {len(data.test)} to test"
-        print(table(told, found[name], time), flush=True)
+        print(table(told, found[name]), flush=True)
     print("\n" + lesson(found, bits))
 
 
