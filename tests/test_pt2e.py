@@ -58,6 +58,7 @@ MAXIMA: dict[str, Pool] = {
     "our adaptive": poolkit.nn.AdaptiveMaxPool2d(4),
     "our global": lambda x: poolkit.global_max_pool2d(x),
     "padded on one side": lambda x: poolkit.max_pool2d(x, 2, padding=((0, 1), (1, 0))),
+    "padded, last window cut": lambda x: poolkit.max_pool2d(x, 3, 2, 1, ceil_mode=True),
     "one axis": lambda x: F.max_pool1d(x, 2),
     "three axes": lambda x: F.max_pool3d(x, 2),
     "three axes, adaptive": lambda x: F.adaptive_max_pool3d(x, 2),
@@ -73,6 +74,15 @@ AVERAGES: dict[str, Pool] = {
     "our adaptive": lambda x: poolkit.adaptive_avg_pool2d(x, 3),
     "our sum": lambda x: poolkit.sum_pool2d(x, 2),
     "our window": lambda x: poolkit.pool(x, poolkit.Sliding(3, padding="same"), "mean"),
+    "our columns": lambda x: poolkit.adaptive_avg_pool2d(x, (4, None)),
+    "padding counts, last window cut": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "padding does not, last window cut": nn.AvgPool2d(
+        3, 2, 1, ceil_mode=True, count_include_pad=False
+    ),
+    "padded on one side": lambda x: poolkit.avg_pool2d(x, 2, padding=((0, 1), (1, 0))),
+    "padded on one side, not counted": lambda x: poolkit.avg_pool2d(
+        x, (2, 4), 2, padding=((0, 1), (2, 1)), ceil_mode=True, count_include_pad=False
+    ),
     "one axis": lambda x: F.avg_pool1d(x, 2),
     "three axes": lambda x: F.avg_pool3d(x, 2),
     "one axis, adaptive": lambda x: F.adaptive_avg_pool1d(x, 3),
@@ -121,14 +131,21 @@ def images(n: int = 2) -> Tensor:
     return torch.randn(n, 3, 9, 10, generator=torch.Generator().manual_seed(3))
 
 
-def exported(model: nn.Module, x: Tensor) -> fx.GraphModule:
-    graph = torch.export.export(model, (x,)).module()
+def exported(model: nn.Module, x: Tensor, any_batch: bool = False) -> fx.GraphModule:
+    shapes = ({0: torch.export.Dim("batch", min=2)},) if any_batch else None
+    graph = torch.export.export(model, (x,), dynamic_shapes=shapes).module()
     assert isinstance(graph, fx.GraphModule)
     return graph
 
 
 def prepared(
-    model: nn.Module, x: Tensor, bits: int = 8, dtype: Any = None, qat: bool = False, **options: Any
+    model: nn.Module,
+    x: Tensor,
+    bits: int = 8,
+    dtype: Any = None,
+    qat: bool = False,
+    any_batch: bool = False,
+    **options: Any,
 ) -> fx.GraphModule:
     """The model with observers, which have seen `x`."""
     config = pt2e.quantization_config(bits, qat=qat)
@@ -141,7 +158,7 @@ def prepared(
         spec = dataclasses.replace(spec, observer_or_fake_quant_ctr=ranges)
     config = dataclasses.replace(config, input_activation=spec, output_activation=spec)
     prepare = prepare_qat_pt2e if qat else prepare_pt2e
-    graph = prepare(exported(model, x), pt2e.PoolingQuantizer(config, **options))
+    graph = prepare(exported(model, x, any_batch), pt2e.PoolingQuantizer(config, **options))
     graph(x)
     graph.apply(disable_observer)
     return graph
@@ -482,6 +499,115 @@ def test_integers_equal_training_with_other_observers(sharing: str) -> None:
     values, ties = compare_layers(graph, model, 2 * x)
     assert (values > 0) == (sharing == "all")
     assert ties == 0
+
+
+class Bare(nn.Module):
+    """Nothing but poolings."""
+
+    def __init__(self, pools: dict[str, Pool]) -> None:
+        super().__init__()
+        self.pools = pools
+        self.inner = nn.ModuleList(pool for pool in pools.values() if isinstance(pool, nn.Module))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [pool(x[:, 0] if "one axis" in name else x) for name, pool in self.pools.items()]
+
+
+SOME = {
+    name: ALL[name]
+    for name in (
+        "max: module", "max: amin of columns", "max: our minimum", "max: our adaptive",
+        "max: padded on one side", "max: padded, last window cut", "average: function",
+        "average: padding counts, last window cut", "average: padding does not, last window cut",
+        "average: padded on one side", "average: padded on one side, not counted",
+        "average: our adaptive", "average: our sum", "global: mean",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pools", "bits", "dtype"),
+    [
+        (SOME, 8, torch.int8),
+        (SOME, 4, torch.uint8),
+        pytest.param(ALL, 8, torch.uint8, marks=pytest.mark.slow),
+    ],
+    ids=["int8", "4 bits", "all"],
+)
+def test_onnx_has_the_same_integers(
+    pools: dict[str, Pool], bits: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Each pooling stands between DequantizeLinear and QuantizeLinear, and gives the same bits in
+    both engines at another batch than it was written with."""
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from onnx.reference import ReferenceEvaluator
+
+    graph = prepared(Bare(pools), images(), bits, dtype, any_batch=True)
+    converted = pt2e.convert(graph, report=None)
+    report = poolkit.export_onnx(converted, images(), tmp_path / "model.onnx", engines=())
+    made = onnx.load(report.path).graph
+    makers = {name: node for node in made.node for name in node.output}
+    for node in made.node:
+        if "Pool" not in node.op_type:
+            continue
+        before = makers[node.input[0]]
+        while before.op_type in ("Pad", "Neg", "Unsqueeze", "Reshape"):
+            before = makers[before.input[0]]
+        assert before.op_type == "DequantizeLinear", node
+    source = next(n for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target))
+    _, scale, zero, low, high, _ = source.args
+    draw = torch.Generator().manual_seed(5)
+    x = (torch.randint(low, high + 1, (5, 3, 9, 10), generator=draw) - zero) * scale
+    expected = converted(x)
+    session = ort.InferenceSession(str(report.path), unfused(ort))
+    for run in (session.run, ReferenceEvaluator(str(report.path)).run):
+        found = run(None, {made.input[0].name: x.numpy()})
+        for name, theirs, ours in zip(pools, found, expected, strict=True):
+            assert torch.equal(torch.from_numpy(theirs), ours), name
+
+
+def unfused(ort: Any) -> Any:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+@pytest.mark.parametrize("zero_point", [0, 124, 125])
+def test_averages_that_onnx_runtime_fuses(zero_point: int, tmp_path: Path) -> None:
+    """Its own operator on integers has the same bits where the zero point is even; else it takes
+    ties, and nothing else, to the other side."""
+    ort = pytest.importorskip("onnxruntime")
+    from poolkit.quantized import QParams, avg_pool2d, dequantize, max_pool2d, quantize
+
+    qparams = QParams(1.25 / 64, zero_point)
+
+    class Average(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q = max_pool2d(quantize(x, qparams, "uint8"), 2, 1)
+            return dequantize(avg_pool2d(q, 2, qparams=qparams), qparams)
+
+    draw = torch.Generator().manual_seed(5)
+    steps = torch.randint(0, 256, (2, 3, 21, 21), generator=draw) - zero_point
+    x = steps * qparams.scale
+    report = poolkit.export_onnx(Average(), x, tmp_path / "model.onnx")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 3
+    found = ort.InferenceSession(str(report.path), options).run(None, {"x": x.numpy()})[0]
+    operators = {node.op_type for node in load_onnx(tmp_path / "fused.onnx")}
+    assert {"MaxPool", "QLinearAveragePool"} <= operators
+    exact = F.avg_pool2d(F.max_pool2d(steps.double(), 2, 1), 2)
+    apart = (torch.from_numpy(found) / qparams.scale - exact.round()).round()
+    assert (exact.round() == Average()(x) / qparams.scale).all()
+    assert bool(apart.any()) == (zero_point % 2 == 1)
+    assert (apart[exact % 1 != 0.5] == 0).all()
+    assert float(apart.abs().max()) <= 1
+
+
+def load_onnx(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(path).graph.node
 
 
 def test_the_comparison_can_fail() -> None:

@@ -21,6 +21,8 @@ from ..arrays import arrays_of
 from ..composite import flat_positions, gather_windows, outer_product
 from ..errors import PoolError, PoolValueError, describe
 from ..inspection.running import LayerStack
+from ..inspection.trace import tensors_in
+from ..quantized.params import DTYPES
 from ..reductions import Activated, Max, Reduction, Seen, as_reduction
 from ..torch import bags as _bags  # noqa: F401 - these define operators
 from ..torch import quantized as _quantized_operators  # noqa: F401
@@ -36,7 +38,8 @@ EXPRESSIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def express(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enters what stands for an operator of the dispatcher in an exported graph."""
+    """Enters what stands for an operator of the dispatcher in an exported graph; one of another
+    library, which may not be loaded, by its name."""
 
     def enter(expression: Callable[..., Any]) -> Callable[..., Any]:
         EXPRESSIONS[operator] = expression
@@ -67,9 +70,11 @@ POOLING = {
     torch.ops.poolkit.region_max.default,
 }
 """What is a pooling of its own; its arguments that are text say which."""
+QUANTIZE_PER_TENSOR = "quantized_decomposed.quantize_per_tensor.default"
 QUANTIZING = {
     torch.ops.poolkit.quantize.default: 1,
     torch.ops.poolkit.quantized_pool.default: 6,
+    QUANTIZE_PER_TENSOR: 1,
 }
 """Which argument of what rounds to 8 bits is the step."""
 
@@ -91,14 +96,15 @@ class Expressing(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        expression = EXPRESSIONS.get(func)
+        operator = func if func in EXPRESSIONS else str(func)
+        expression = EXPRESSIONS.get(operator)
         if expression is None:
-            return func(*args, **(kwargs or {}))
+            return _hand_on(func(*args, **(kwargs or {})), args)
         what = " with ".join(value for value in args if isinstance(value, str))
         if func in POOLING:
             self.found.append(ExportedPooling(self.layers.current, what))
-        if func in QUANTIZING:
-            self.step = max(self.step, float(args[QUANTIZING[func]]))
+        if operator in QUANTIZING:
+            self.step = max(self.step, float(args[QUANTIZING[operator]]))
         try:
             return expression(*args, **(kwargs or {}))
         except PoolError as error:
@@ -107,6 +113,9 @@ class Expressing(TorchFunctionMode):
 
 @express(torch.ops.poolkit.pool.default)
 def _pool(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
+    known = _parameters_of(x)
+    if known is not None:
+        return _between(known, x, lambda real: _pool(real, window, reduction, ndim))
     seen, reduced = as_window(window), as_reduction(reduction)
     if not isinstance(reduced, Activated):
         pooled = pool_by_operator(x, seen, reduced, ndim)
@@ -226,6 +235,34 @@ def _parameters(scale: float, zero_point: int, dtype: torch.dtype) -> tuple[Tens
     return torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=dtype)
 
 
+def _parameters_of(q: Tensor) -> tuple[float, int] | None:
+    """Scale and zero point of integers that were quantized in this graph."""
+    return getattr(q, "_poolkit_parameters", None)
+
+
+def _know(q: Any, parameters: tuple[float, int]) -> Any:
+    q._poolkit_parameters = parameters
+    return q
+
+
+def _hand_on(result: Any, args: tuple[Any, ...]) -> Any:
+    """What becomes of quantized integers in another shape or order has their parameters."""
+    if isinstance(result, Tensor) and result.dtype in (torch.int8, torch.uint8):
+        for known in filter(None, map(_parameters_of, tensors_in(args))):
+            return _know(result, known)
+    return result
+
+
+def _between(
+    parameters: tuple[float, int], q: Tensor, operation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """DequantizeLinear, what selects among real numbers, QuantizeLinear: which runtimes take for
+    one operation on integers, and know those at both of its ends."""
+    return _quantize(
+        operation(_dequantize(q, *parameters)), *parameters, NAMES[q.dtype], "half_even"
+    )
+
+
 @express(torch.ops.poolkit.quantize.default)
 def _quantize(x: Tensor, scale: float, zero_point: int, dtype: str, rounding: str) -> Tensor:
     if rounding != "half_even":
@@ -234,7 +271,29 @@ def _quantize(x: Tensor, scale: float, zero_point: int, dtype: str, rounding: st
         )
     kind: torch.dtype = getattr(torch, dtype)
     inputs = (x.float(), *_parameters(scale, zero_point, kind))
-    return symbolic("QuantizeLinear", inputs, x.shape, kind)
+    made: Tensor = _know(symbolic("QuantizeLinear", inputs, x.shape, kind), (scale, zero_point))
+    return made
+
+
+@express(QUANTIZE_PER_TENSOR)
+def _quantize_per_tensor(
+    x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """torchao's. Of fewer bits than the dtype has, real numbers are clipped: QuantizeLinear
+    saturates at the ends of the dtype alone."""
+    if (low, high) != DTYPES[NAMES[dtype]]:
+        x = x.clamp((low - zero_point) * scale, (high - zero_point) * scale)
+    return _quantize(x, scale, zero_point, NAMES[dtype], "half_even")
+
+
+@express(torch.ops.aten.clamp.default)
+def _clamp(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    known = _parameters_of(x)
+    if known is None:
+        return torch.ops.aten.clamp.default(x, low, high)
+    scale, zero_point = known
+    ends = (None if end is None else (end - zero_point) * scale for end in (low, high))
+    return _between(known, x, lambda real: real.clamp(*ends))
 
 
 @express(torch.ops.poolkit.dequantize.default)
@@ -256,7 +315,12 @@ def _quantized_pool(
     out_zero_point: int,
     rounding: str,
 ) -> Tensor:
-    """Dequantized, pooled and quantized again, which runtimes fuse into one operator on integers;
-    it may differ by one step where the exact mean is half way between two."""
+    """Dequantized, pooled and quantized again, which runtimes fuse into one operator on integers.
+
+    In float32 a mean half way between two integers may come out on either side of it. It does not
+    where scales have few binary digits, as those of `pt2e.quantization_config` have: then the
+    sums, and so the ties, are exact. Fused, ONNX Runtime takes ties to the integer that is even
+    with its zero point in it; QuantizeLinear, as the kernels, to the even number of steps.
+    """
     pooled = _pool(_dequantize(q, scale, zero_point), window, reduction, ndim)
     return _quantize(pooled, out_scale, out_zero_point, NAMES[q.dtype], rounding)
