@@ -249,13 +249,25 @@ def test_relu_in_front(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "poolings on 8-bit integers: 2 of 2\n"
 
 
-def test_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_of_the_page(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a model in float to two files, which answer as it does."""
+    ort = pytest.importorskip("onnxruntime")
     page = Path(__file__).parents[1] / "docs" / "int8.md"
     code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {"model": Net().eval(), "x": images(), "batches": [images()]}
+    assert len(code.splitlines()) <= 20
+    names: dict[str, Any] = {"model": Net().eval(), "batches": [images(), images(3)]}
+    monkeypatch.chdir(tmp_path)
     exec(code, names)
     assert capsys.readouterr().out == "poolings on 8-bit integers: 2 of 2\n"
-    assert names["quantized"](images()).shape == (2, 5)
+    x = images(5)
+    with torch.no_grad():
+        expected = names["quantized"](x)
+    assert torch.equal(torch.export.load("model.pt2").module()(x), expected)
+    (found,) = ort.InferenceSession("model.onnx").run(None, {"x": x.numpy()})
+    # Not the same bits: its convolutions add up integers.
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=0.02)
 
 
 def test_nothing_is_rounded_twice() -> None:
@@ -308,6 +320,14 @@ FLOAT: dict[str, tuple[Pool, str]] = {
         lambda x: poolkit.roi_align(x, torch.tensor([[0.0, 0, 0, 4, 4]]), 2),
         "poolkit.region_mean has no kernel on integers",
     ),
+    "deviation": (lambda x: x.std((2, 3)), "std over space has no kernel on integers"),
+    "median": (lambda x: x.median(-1).values, "median over space has no kernel on integers"),
+    "norm": (
+        lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
+        "linalg_vector_norm over space has no kernel on integers",
+    ),
+    "soft": (poolkit.nn.SoftPool2d(2), "Soft() has no kernel on integers"),
+    "blur": (poolkit.nn.BlurPool2d(3), "(BlurPool2d): it is made of other operations"),
     "integers": (
         lambda x: F.max_pool2d((x * 100).to(torch.int32), 2).float(),
         "its input is int32",
@@ -331,12 +351,48 @@ def test_what_stays_in_float(name: str) -> None:
         torch.testing.assert_close(converted(x)[name], before)
 
 
+def test_report_of_a_whole_model() -> None:
+    """A module that is called twice, poolings that are joined, other ranks, another layout."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)
+            self.soft, self.learned = poolkit.nn.SoftPool2d(2), poolkit.nn.DepthwiseConvPool2d(4, 2)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            x = torch.relu(self.conv(x))
+            once = self.pool(x)
+            joined = torch.cat([once, F.avg_pool2d(x, 2), self.soft(x)], 1)
+            lines = F.max_pool1d(x.flatten(2), 2), F.avg_pool3d(x[:, None], 2)
+            return [self.pool(once), joined, x.mean((2, 3)), self.learned(x), *lines]
+
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = images().contiguous(memory_format=layout)
+        model = Whole().eval().to(memory_format=layout)
+        graph = prepare_pt2e(exported(model, x), with_x86(pt2e.quantization_config()))
+        pt2e.calibrate(graph, [x])
+        told: list[str] = []
+        converted = pt2e.convert(copy.deepcopy(graph), report=told.append)
+        assert told == [
+            "poolings on 8-bit integers: 6 of 8\n"
+            "in float: soft (Soft(), Sliding(2, stride=2)): Soft() has no kernel on integers\n"
+            "in float: learned (DepthwiseConvPool2d): it is made of other operations, which "
+            "nothing has quantized"
+        ]
+        with torch.no_grad():
+            answers = zip(converted(x), graph(x), strict=True)
+        for ours, theirs in answers:
+            assert float((ours - theirs).abs().max()) < 0.03 * float(theirs.abs().max())
+
+
 def test_no_pooling_is_taken_for_one() -> None:
     """Statistics over channels or the batch, and attention's softmax."""
 
     class Statistics(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.mean(1).sum() + x.sum((0, 2, 3)).max() + x.softmax(-1).mean() + x.max()
+            centred = x - x.std(1, keepdim=True) + x.flatten(2).std(-1)[..., None, None]
+            return x.mean(1).sum() + x.sum((0, 2, 3)).max() + centred.softmax(-1).mean() + x.max()
 
     assert not list(poolings_of(exported(Statistics(), images()).graph))
 

@@ -20,11 +20,15 @@ from ...reductions import Max, Mean, Min, Reduction, Sum, as_reduction
 from ...torch import ops, quantized  # noqa: F401  register the operators
 from ...windows import Window, as_window
 
-__all__ = ["GraphPooling", "example_of", "make_trainable", "poolings_of"]
+__all__ = ["GraphPooling", "example_of", "make_trainable", "modules_of", "poolings_of"]
 
 #: Reductions that have a kernel on quantized values.
 INTEGER_REDUCTIONS = (Max, Min, Mean, Sum)
 _OURS = (torch.ops.poolkit.pool.default, torch.ops.poolkit.pool_positions.default)
+#: torch's other reductions, which are poolings if their axes are spatial.
+_OTHER_REDUCTIONS = frozenset(
+    ("std", "var", "prod", "median", "nanmedian", "mode", "kthvalue", "topk", "linalg_vector_norm")
+)
 _POWERS = (torch.ops.aten.pow.Tensor_Scalar, torch.ops.aten.square.default)
 
 
@@ -105,8 +109,8 @@ def poolings_of(graph: Graph) -> Iterator[GraphPooling]:
 
 def _place_of(node: Node) -> str:
     """The module that a call stands in; where that is the model, its name in the graph."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack and stack[-1][0] else node.name
+    names = [name for name, _ in modules_of(node)]
+    return names[-1] if names and names[-1] else node.name
 
 
 def trainable_pool(x: Tensor, window: str, reduction: str, ndim: int) -> Tensor:
@@ -156,7 +160,7 @@ def _recognised(node: Node) -> Pooling | None:
         return from_operator(call) or _other_of_ours(call)
     # Of three axes either of the last two may be a sequence's, or the channels.
     spatial = range(2 if x.ndim > 3 else 1, x.ndim) if x.ndim > 2 else ()
-    return recognise(node.target, args, node.kwargs, spatial)
+    return recognise(node.target, args, node.kwargs, spatial) or _other_reduction(node, call, x)
 
 
 def _other_of_ours(call: Call) -> Pooling | None:
@@ -164,6 +168,24 @@ def _other_of_ours(call: Call) -> Pooling | None:
     if "quantized" not in call.name and ("pool" in call.name or call.name.startswith("region_m")):
         return Pooling("pool", {"reduction": f"poolkit.{call.name}"})
     return None
+
+
+def _other_reduction(node: Node, call: Call, x: Tensor) -> Pooling | None:
+    """One of torch's that has no kernel on integers, by its name alone."""
+    if call.name not in _OTHER_REDUCTIONS or x.ndim < 4:
+        return None
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    dims = call.bound(*names[1:]).get("dim", -1)
+    dims = dims if isinstance(dims, list | tuple) else [dims]
+    if not dims or any(dim is None or dim % x.ndim < 2 for dim in dims):
+        return None
+    return Pooling("pool", {"reduction": f"{call.name} over space"})
+
+
+def modules_of(node: Node) -> Iterator[tuple[str, str]]:
+    """The name of each module that a node stands in, the innermost last, and its class."""
+    for name, kind in (node.meta.get("nn_module_stack") or {}).values():
+        yield name, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def example_of(node: Node) -> Tensor | None:

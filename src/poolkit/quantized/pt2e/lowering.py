@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from ...errors import PoolTypeError
 from ...inspection.operations import spread
 from ...reductions import Mean
 from ..params import DTYPES
-from .graphs import GraphPooling, poolings_of
+from .graphs import GraphPooling, modules_of, poolings_of
 from .quantizer import LAYOUTS
 
 __all__ = ["LoweredPooling", "convert", "lower"]
 
+_MODULE = re.compile(r"poolkit\..*Pool(\dd)?")
 _library = torch.ops.quantized_decomposed
 _DEQUANTIZE = _library.dequantize_per_tensor.default
 _QUANTIZE = _library.quantize_per_tensor.default
@@ -119,15 +121,19 @@ def lower(model: GraphModule) -> list[LoweredPooling]:
         model: is changed in place.
 
     Returns:
-        What became of each pooling, in the order in which they run.
+        What became of each pooling, in the order in which they run; then the modules of poolkit
+        that pool by other operations than a window and a reduction, and stayed in float.
     """
     done = []
+    seen: set[str] = set()
     for pooling in list(poolings_of(model.graph)):
+        seen.update(name for name, _ in modules_of(pooling.node))
         obstacle = obstacle_of(pooling)
         if not obstacle:
             for user in list(pooling.value.users):
                 _replace(user, pooling)
         done.append(LoweredPooling(pooling.name, obstacle))
+    done += _composed(model.graph, seen)
     for node in list(model.graph.nodes):
         if node.target in LAYOUTS and _keeps_params(node):
             _replace_layout(node)
@@ -135,6 +141,26 @@ def lower(model: GraphModule) -> list[LoweredPooling]:
     model.graph.lint()
     model.recompile()
     return done
+
+
+def _composed(graph: Graph, seen: set[str]) -> list[LoweredPooling]:
+    """poolkit's modules in which no pooling was seen, but those of quantized weights alone."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        for name, kind in modules_of(node):
+            if name not in seen and _MODULE.fullmatch(kind):
+                found.setdefault(name, kind.rpartition(".")[2])
+        weight = node.args[1] if len(node.args) > 1 else None
+        if isinstance(weight, Node) and weight.target in (_DEQUANTIZE, _BY_CHANNEL):
+            seen = seen | {name for name, _ in modules_of(node)}
+    return [
+        LoweredPooling(
+            f"{name or 'the model'} ({kind})",
+            "it is made of other operations, which nothing has quantized",
+        )
+        for name, kind in found.items()
+        if name not in seen
+    ]
 
 
 def is_quantized(model: GraphModule) -> bool:
