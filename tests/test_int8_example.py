@@ -24,6 +24,7 @@ pytestmark = [
 from poolkit.comparison.data import Split  # noqa: E402
 from poolkit.examples import int8  # noqa: E402
 from poolkit.examples.int8 import Row, SmallNetwork  # noqa: E402
+from poolkit.timing import Quartiles  # noqa: E402
 
 INSTALLED = all(find_spec(name) for name in ("mlxtend", "facenet_pytorch", "skimage"))
 
@@ -80,11 +81,14 @@ def test_float_model_is_left_as_it_was() -> None:
     # 12, 24 and 48 channels of 3x3 and a layer of 48 to 10, a scale and zero point for each.
     weights = 9 * (12 + 12 * 24 + 24 * 48) + 480
     assert int8.bytes_of(model) == 4 * (weights + 12 + 24 + 48 + 10)
-    assert int8.bytes_of(made) == weights + (4 + 4 + 8) * (12 + 24 + 48 + 10)
+    rest = (4 + 4 + 8) * (12 + 24 + 48 + 10)
+    assert int8.bytes_of(made) == weights + rest
+    assert int8.bytes_of(made, bits=4) == weights // 2 + rest
 
 
 def test_rows() -> None:
-    float_row, row = Row([np.ones(50, bool)] * 3, 4000), Row([np.arange(50) < 40] * 3, 1000, 2)
+    float_row = Row([np.ones(50, bool)] * 3, model=SmallNetwork())
+    row = Row([np.arange(50) < 40] * 3, 8, time=Quartiles(0.4, 0.5, 0.6), changed=2)
     assert float_row.against(None) == (1.0, 1.0, 1.0)
     mean, low, high = row.against(float_row)
     assert mean == pytest.approx(-0.2)
@@ -96,11 +100,29 @@ def test_rows() -> None:
         "8 bits, after training": row,
         "8 bits, while training": float_row,
     }
-    told = int8.table("Network", rows, 0.5)
+    told = int8.table("Network", rows)
     assert "80.0 (" in told
     assert "-20.0 (-" in told
     assert "2 of 150" in told
-    assert " 0.50" in told
+    assert " 0.50 (0.40 to 0.60)" in told
+    assert f" {int8.bytes_of(SmallNetwork()) / 1e3:.1f} " in told
+
+
+def test_times_are_over_those_of_the_first() -> None:
+    pytest.importorskip("torch._inductor")
+    rows = {"float": Row(model=torch.nn.Linear(2, 2)), "other": Row(model=torch.nn.Linear(2, 2))}
+    int8.measure_times(rows, torch.rand(4, 2), 0.01)
+    assert rows["float"].time == Quartiles(1.0, 1.0, 1.0)
+    assert rows["other"].time is not None
+    assert rows["other"].time.median > 0
+
+
+def test_lesson() -> None:
+    rows = {
+        "float": Row([np.ones(50, bool)] * 3),
+        "8 bits, after training": Row([np.arange(50) < 40] * 3),
+        "8 bits, while training": Row([np.ones(50, bool)] * 3),
+    }
     assert "quantized after training -20.0" in int8.lesson({"Network": rows}, [8])
     assert "that is +20.0" in int8.lesson({"Network": rows}, [8])
 

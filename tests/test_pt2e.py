@@ -821,6 +821,26 @@ def test_few_bits_saturate() -> None:
     assert errors[4] < 0.9 * step**2 / 12  # of rounding alone, over the whole range
 
 
+def test_scales_have_few_digits() -> None:
+    """8 binary ones, so that sums in float32 are exact; and the range is none the smaller."""
+    for bits, low, high in ((8, -1.3, 2.9), (8, 0.0, 0.7), (4, -0.3, 7.7), (4, -5.0, -1.0)):
+        spec = pt2e.quantization_config(bits).input_activation
+        observer = spec.observer_or_fake_quant_ctr.with_args(
+            dtype=spec.dtype,
+            quant_min=spec.quant_min,
+            quant_max=spec.quant_max,
+            qscheme=spec.qscheme,
+        )()
+        scale, zero = observer._calculate_qparams(torch.tensor(low), torch.tensor(high))
+        mantissa, _ = torch.frexp(scale)
+        assert float(mantissa) * 256 == round(float(mantissa) * 256)
+        whole = (max(high, 0) - min(low, 0)) / (2**bits - 1)
+        assert whole <= float(scale) <= 1.008 * whole
+        ends = [(end - int(zero)) * float(scale) for end in (spec.quant_min, spec.quant_max)]
+        assert ends[0] <= min(low, 0) + 0.5 * float(scale)
+        assert ends[1] >= max(high, 0) - 0.5 * float(scale)
+
+
 def test_averages_of_fused_fake_quantization_are_wrapped() -> None:
     """torchao's default for training shares its scale with the rounding of averages, too."""
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
