@@ -24,7 +24,7 @@ from ..inspection.trace import run_model, tensors_in
 from ..optimization.capture import batch_axes, of_two
 from ..optimization.equality import check_tolerance
 from .checking import Check, check_engines, run_checks
-from .expressions import ExportedPooling, Expressing
+from .expressions import ExportedPooling, Expressing, refuse_drawing
 from .operators import OPSET
 
 __all__ = ["ExportReport", "export_onnx"]
@@ -208,9 +208,14 @@ def _traced(
                 "Export it with dynamic_batch=False, or say in dynamic_shapes what may vary",
             ) from error
         said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
+        remedy = "What is exported may not depend on values, nor call what torch does not know"
+        if "numpy()" in said:
+            remedy += (
+                "; a window of segments is read when it is made, so use poolkit.nn.SequencePool or "
+                "EmbeddingBag, which take masks, lengths and offsets"
+            )
         raise PoolValueError(
-            f"{mode.layers.current} cannot be traced: {said}",
-            "What is exported may not depend on values, nor call what torch does not know",
+            f"{mode.layers.current} cannot be traced: {said}", remedy
         ) from error
     return program, mode
 
@@ -262,11 +267,7 @@ def _check_expressible(program: torch.export.ExportedProgram) -> None:
                 "Use the module of that name in poolkit.nn",
             )
         if _is_random(node):
-            raise PoolValueError(
-                f"{_layer_of(node)} draws random numbers ({node.target}), which ONNX has no way to "
-                "repeat",
-                "Draw them outside and make them an input of the model, or use another layer",
-            )
+            refuse_drawing(_layer_of(node), str(node.target))
 
 
 def _translated(program: torch.export.ExportedProgram, outputs: int) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from ..torch.whole import activate, reduce_last
 from ..windows import Global, Window, as_window
 from .operators import pool_by_operator, symbolic
 
-__all__ = ["EXPRESSIONS", "ExportedPooling", "Expressing", "express"]
+__all__ = ["EXPRESSIONS", "ExportedPooling", "Expressing", "express", "refuse_drawing"]
 
 EXPRESSIONS: dict[Any, Callable[..., Any]] = {}
 
@@ -79,6 +79,26 @@ QUANTIZING = {
 """Which argument of what rounds to 8 bits is the step."""
 
 
+DRAWING = {
+    torch.bernoulli,
+    torch.multinomial,
+    torch.rand,
+    torch.rand_like,
+    torch.randint,
+    torch.randn,
+    torch.randn_like,
+    torch.randperm,
+}
+"""What draws whatever it is given; tracers may stumble over it before a graph is seen."""
+
+
+def refuse_drawing(layer: str, what: str) -> NoReturn:
+    raise PoolValueError(
+        f"{layer} draws random numbers ({what}), which ONNX has no way to repeat",
+        "Draw them outside and make them an input of the model, or use another layer",
+    )
+
+
 class Expressing(TorchFunctionMode):
     """While a model is traced, records expressions in the place of poolkit's operators.
 
@@ -96,6 +116,8 @@ class Expressing(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func in DRAWING:
+            refuse_drawing(self.layers.current, func.__name__)
         operator = func if func in EXPRESSIONS else str(func)
         expression = EXPRESSIONS.get(operator)
         if expression is None:
@@ -192,6 +214,26 @@ def _hypot(a: Tensor, b: Tensor) -> Tensor:
     large, small = torch.maximum(a.abs(), b.abs()), torch.minimum(a.abs(), b.abs())
     ratio = torch.where(large > 0, small / large, 0)
     return large * (1 + ratio * ratio).sqrt()
+
+
+@express(torch.sort)
+@express(torch.Tensor.sort)
+def _sort(
+    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The exporter knows sorts that are not stable; it writes TopK, where of equal values the
+    first is the first."""
+    wide = x if x.dtype.itemsize >= 4 or x.is_floating_point() else x.to(torch.int32)
+    values, places = torch.ops.aten.sort.default(wide, dim, descending)
+    return torch.return_types.sort((values.to(x.dtype), places))
+
+
+@express(torch.argsort)
+@express(torch.Tensor.argsort)
+def _argsort(
+    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
+) -> Tensor:
+    return _sort(x, dim, descending)[1]
 
 
 @express(torch.ops.poolkit.bag_pool.default)

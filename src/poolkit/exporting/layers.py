@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -107,9 +108,9 @@ def _modules() -> Iterator[Layer]:
     made = poolkit.nn
     yield layer(lambda: made.Pool("Adaptive(5)", "Soft()", 2), MAPS[2])
     yield layer(lambda: made.BlurPool1d(4), MAPS[1])
-    yield layer(lambda: made.FractionalMaxPool3d(2, output_ratio=0.5), MAPS[3])
+    yield layer(lambda: made.FractionalMaxPool3d(2, output_ratio=0.5), MAPS[3].clone())
     yield layer(lambda: made.ImportanceLogit(4), MAPS[2])
-    yield layer(lambda: made.RoIPool(3), MAPS[2], BOXES)
+    yield layer(lambda: made.RoIPool(3), MAPS[2], BOXES.clone())
     yield layer(lambda: made.RoIAlign(3), MAPS[2], BOXES)
     yield layer(lambda: made.PrRoIPool(3), MAPS[2], BOXES)
     modes = ("mean", "max", "cls", "std", "median", "soft", "attentive_stats")
@@ -143,14 +144,13 @@ def _functions() -> Iterator[Layer]:
     yield layer("token_unpool", lambda x: kit.token_unpool(x, 18, 2), TOKENS)
     yield layer("wavelet_pool2d, haar_unpool2d", _waves_and_back, MAPS[2][..., :12])
     yield layer("Pyramid", lambda x: kit.pool(x, kit.Pyramid((4, 2, 1)), "mean", ndim=2), MAPS[2])
-    yield layer("Segments(mask)", lambda x, m: kit.pool(x, kit.Segments(mask=m), "std"),
-                TOKENS, MASK)  # fmt: skip
-    yield layer("Segments(lengths)", lambda x, n: kit.pool(x, kit.Segments(lengths=n), "max"),
-                TOKENS, MASK.sum(1))  # fmt: skip
-    yield layer("Segments(offsets)", lambda x, o: kit.pool(x, kit.Segments(offsets=o), "mean"),
-                rows, torch.tensor([0, 4, 4, 9]), fixed=True)  # fmt: skip
-    yield layer("Segments(ids)", lambda x, i: kit.pool(x, kit.Segments(ids=i), "sum"),
-                rows, torch.arange(9) % 3, fixed=True)  # fmt: skip
+    segments = kit.Segments(offsets=[0, 4, 4, 9])
+    yield layer("Segments, as constants", lambda x: kit.pool(x, segments, "std"), rows, fixed=True)
+    yield layer("Segments, from inputs", lambda x, m: kit.pool(x, kit.Segments(mask=m), "mean"),
+                TOKENS.clone(), MASK)  # fmt: skip
+    days = np.arange(9).astype("datetime64[D]")
+    week = kit.TimeWindow("3d", times=days, at=days)
+    yield layer("TimeWindow", lambda x: kit.pool(x, week, "mean"), rows.clone(), fixed=True)
     yield layer("quantized.avg_pool2d", _pooled_in_8_bits, MAPS[2])
     yield layer("quantized.max_pool2d", _largest_in_8_bits, MAPS[2])
 

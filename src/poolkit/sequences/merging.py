@@ -219,7 +219,8 @@ def _best_matches(a: Tensor, b: Tensor, absent: Tensor | None) -> tuple[Tensor, 
     step = max(1, SIMILARITIES // max(b.shape[0] * b.shape[1], 1))
     across = b.transpose(1, 2)
     parts = []
-    for part in a.split(step, 1):
+    # Of a batch of any size, in a graph, nobody knows how many parts there are.
+    for part in a.split(step, 1) if type(step) is int else (a,):
         scores = part @ across
         if absent is not None:
             scores = scores.masked_fill(absent[:, None], float("-inf"))
