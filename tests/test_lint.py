@@ -4,6 +4,9 @@ the reproduction says so, and lint is silent for that version and speaks for the
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,10 @@ from torch import nn
 
 import poolkit
 import poolkit.nn
+from poolkit import linting
 from poolkit.linting.graphs import GRAPH_TRAPS
 from poolkit.linting.models import MODEL_TRAPS
-from poolkit.linting.traps import _numbers
+from poolkit.linting.traps import Trap, _numbers
 
 KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 # torch warns of calls of its own: when its compiler is imported, and when a graph is copied.
@@ -34,6 +38,15 @@ INSTALLED = _numbers(onnxruntime.__version__)
 
 def drawn(*shape: int) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+REPRODUCED: set[tuple[str, str]] = set()
+
+
+def reproduces(room: str, name: str) -> Any:
+    """Marks a test that shows a trap of a room of `poolkit.linting`."""
+    REPRODUCED.add((room, name))
+    return lambda test: test
 
 
 def traps(subject: Any, *inputs: Any, **options: Any) -> list[str]:
@@ -58,13 +71,13 @@ def one_node(x: np.ndarray, operator: str, opset: int = 19, **attributes: Any) -
     return graph(x, [helper.make_node(operator, ["x"], ["y"], **attributes)], {}, opset)
 
 
-def run(model: Any, x: np.ndarray) -> np.ndarray:
+def run(model: Any, x: np.ndarray, name: str = "x") -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(None, {"x": x})[0]
+    return session.run(None, {name: x})[0]
 
 
 def saved(model: Any, folder: Path) -> Path:
@@ -86,6 +99,7 @@ def exported(model: Any, x: Any) -> Any:
 # --- in models of torch --------------------------------------------------------------------------
 
 
+@reproduces("models", "divisor-lost")
 def test_divisor_lost() -> None:
     model, x = nn.AvgPool2d(2, divisor_override=3), drawn(1, 3, 8, 8)
     made = exported(model, x)
@@ -98,6 +112,7 @@ def test_divisor_lost() -> None:
     assert traps(nn.AvgPool2d(2), x) == []
 
 
+@reproduces("models", "bins-that-do-not-divide")
 def test_bins_that_do_not_divide() -> None:
     x = drawn(1, 3, 10, 8)
     with pytest.raises(Exception, match="export"):
@@ -110,6 +125,7 @@ def test_bins_that_do_not_divide() -> None:
     assert traps(poolkit.nn.AdaptiveMaxPool2d(3), x) == []
 
 
+@reproduces("models", "odd-norm-of-negative-values")
 def test_odd_norm_of_negative_values() -> None:
     x = torch.tensor([[[[-3.0, -1.0], [2.0, 1.0]]]])
     assert F.lp_pool2d(x, 3.0, 2).isnan().all()
@@ -121,6 +137,7 @@ def test_odd_norm_of_negative_values() -> None:
     assert traps(nn.LPPool2d(2, 2), x) == []
 
 
+@reproduces("models", "norm-in-half-precision")
 def test_norm_in_half_precision() -> None:
     x = torch.ones(1, 1, 256, 256, dtype=torch.float16) * 2
     assert F.lp_pool2d(x, 2.0, 256).isinf().all()
@@ -129,6 +146,7 @@ def test_norm_in_half_precision() -> None:
     assert traps(nn.LPPool2d(2, 256), x.float()) == []
 
 
+@reproduces("models", "mean-in-half-precision")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_mean_in_half_precision_is_mended(dtype: Any) -> None:
     x = torch.ones(1, 1, 256, 256, dtype=dtype)  # added up in bfloat16, ones stay at 256
@@ -139,6 +157,22 @@ def test_mean_in_half_precision_is_mended(dtype: Any) -> None:
     assert traps(nn.AvgPool2d(2), x, versions={"torch": "2.6.0"}) == []
 
 
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_mean_in_half_precision_of_the_input_itself(ndim: int) -> None:
+    """No layer has made maps of it: it is a pooling all the same."""
+
+    class Model(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.bfloat16().mean(tuple(range(2, 2 + ndim)))
+
+    x, old = torch.ones(1, 2, *(4 ** (6 // ndim),) * ndim), {"torch": "2.6.0"}
+    (finding,) = poolkit.lint(Model(), x, versions=old)
+    assert finding.trap == "mean-in-half-precision"
+    assert finding.layer.startswith("the model (mean, test_lint.py:")
+    assert traps(Model(), x) == ([] if _numbers(torch.__version__) >= (2, 13) else [finding.trap])
+
+
+@reproduces("models", "int8-channels-last")
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=str)
 def test_int8_channels_last(dtype: Any) -> None:
     x = (drawn(1, 8, 12, 12) * 20).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -165,6 +199,7 @@ def test_int8_channels_last_hides_nothing_that_ran_before() -> None:
     assert "behind it has not been looked at" in found[-1].what
 
 
+@reproduces("models", "ceil-mode-shape")
 def test_ceil_mode_of_a_model() -> None:
     x, old = drawn(1, 1, 9, 9), {"onnxruntime": "1.20.1"}
     model = nn.MaxPool2d(2, 3, 1, ceil_mode=True)
@@ -222,6 +257,7 @@ def quantized(by_poolkit: bool) -> tuple[Any, Any]:
     return convert_pt2e(prepared), x
 
 
+@reproduces("quantized", "left-in-float")
 @TORCHAO_WARNS
 def test_left_in_float_by_torchao() -> None:
     model, x = quantized(by_poolkit=False)
@@ -251,6 +287,7 @@ def test_left_in_float_until_it_is_lowered() -> None:
 LONE = {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1}
 
 
+@reproduces("graphs", "ceil-mode-shape")
 def test_ceil_mode_shape_is_mended(tmp_path: Path) -> None:
     x = drawn(1, 1, 6, 6).numpy()  # a third window would begin at 6, behind the end
     model = one_node(x, "MaxPool", **LONE)
@@ -267,6 +304,7 @@ def test_ceil_mode_shape_is_mended(tmp_path: Path) -> None:
     assert traps(saved(harmless, tmp_path), versions=old) == []
 
 
+@reproduces("graphs", "ceil-mode-average")
 def test_ceil_mode_average_is_mended(tmp_path: Path) -> None:
     x = np.full((1, 1, 6, 6), 60, "float32")
     given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
@@ -279,6 +317,7 @@ def test_ceil_mode_average_is_mended(tmp_path: Path) -> None:
     assert traps(saved(one_node(x, "AveragePool", 19, **given), tmp_path)) == []
 
 
+@reproduces("graphs", "quantized-ceil-mode-average")
 def test_quantized_ceil_mode_average(tmp_path: Path) -> None:
     x = np.full((1, 1, 6, 6), 60, "uint8")
     given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
@@ -295,6 +334,28 @@ def test_quantized_ceil_mode_average(tmp_path: Path) -> None:
     right = model(**given | {"count_include_pad": 0})
     assert (run(right, x) == 60).all()
     assert traps(saved(right, tmp_path)) == []
+
+
+@reproduces("graphs", "same-padding-forgets-dilations")
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool", "LpPool"])
+def test_same_padding_forgets_dilations(operator: str, tmp_path: Path) -> None:
+    x = drawn(1, 1, 10, 10).numpy()
+    given: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}
+    model = one_node(x, operator, dilations=[2, 2], **given)
+    window = poolkit.Sliding(3, 2, "same", dilation=2)
+    assert window.output_shape((10, 10)) == (5, 5)
+    assert run(model, x).shape == (1, 1, 4, 4)
+    path = saved(model, tmp_path)
+    assert traps(path) == ["same-padding-forgets-dilations"]
+    assert run(one_node(x, operator, **given), x).shape == (1, 1, 5, 5)
+    assert traps(saved(one_node(x, operator, **given), tmp_path)) == []
+    assert traps(saved(one_node(x, operator, ceil_mode=1, **given), tmp_path)) == []
+    # As it is written by export_onnx.
+    pytest.importorskip("onnxscript")
+    ours = poolkit.nn.Pool(window, {"M": "max", "A": "mean", "L": "Lp(2)"}[operator[0]], 2)
+    poolkit.export_onnx(ours, torch.from_numpy(x), path)
+    assert run(onnx.load(path), x, "input").shape == (1, 1, 5, 5)
+    assert traps(path) == []
 
 
 def between_q_and_dq(x: np.ndarray, operator: str, **attributes: Any) -> Any:
@@ -325,6 +386,7 @@ def test_quantized_ceil_mode_average_of_a_float_operator(tmp_path: Path) -> None
     assert traps(saved(model, tmp_path)) == ["quantized-ceil-mode-average"]
 
 
+@reproduces("graphs", "left-in-float")
 @pytest.mark.parametrize("operator", ["LpPool", "GlobalMaxPool", "AveragePool", "MaxPool"])
 def test_left_in_float(operator: str, tmp_path: Path) -> None:
     x = np.full((1, 2, 6, 6), 7, "float32")
@@ -376,15 +438,20 @@ def test_left_in_float_is_nothing_that_pools_integers(domain: str, tmp_path: Pat
 
 
 def test_every_trap_is_reproduced() -> None:
-    """By the name of a test; those that are in both tables have one for each."""
-    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    for name in {*MODEL_TRAPS, *GRAPH_TRAPS}:
-        word = name.replace("-", "_")
-        assert any(test.startswith(word) for test in tests), name
-    for table in (MODEL_TRAPS, GRAPH_TRAPS):
-        for each in table.values():
-            assert each.remedy
-            assert each.package in ("torch", "onnxruntime")
+    """Whatever table of traps a room has: one that is added without a reproduction fails here."""
+    known = set()
+    for room in pkgutil.iter_modules(linting.__path__):
+        if room.name == "quantized" and not importlib.util.find_spec("torchao"):
+            known |= {each for each in REPRODUCED if each[0] == "quantized"}
+            continue
+        for table in vars(importlib.import_module(f"poolkit.linting.{room.name}")).values():
+            if isinstance(table, dict) and any(isinstance(each, Trap) for each in table.values()):
+                known |= {(room.name, name) for name in table}
+                assert all(each.remedy for each in table.values())
+                packages = {each.package for each in table.values()}
+                assert packages <= {"torch", "torchao", "onnxruntime"}
+    assert known == REPRODUCED
+    assert len({room for room, _ in known}) == 3
 
 
 def test_all_traps_at_once(tmp_path: Path) -> None:
@@ -407,6 +474,8 @@ def test_all_traps_at_once(tmp_path: Path) -> None:
     given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
     made = between_q_and_dq(x, "AveragePool", **given)
     made.graph.node.insert(0, helper.make_node("MaxPool", ["x"], ["lone"], **LONE))
+    given = {"kernel_shape": [2, 2], "dilations": [2, 2], "auto_pad": "SAME_LOWER"}
+    made.graph.node.insert(0, helper.make_node("MaxPool", ["x"], ["same"], **given))
     made.opset_import[0].version = 18
     assert set(traps(saved(made, tmp_path), versions=old)) == set(GRAPH_TRAPS)
 
@@ -439,12 +508,39 @@ def test_what_poolkit_exports_on_integers_has_no_trap(tmp_path: Path) -> None:
     assert traps(path) == []
 
 
+def test_weights_in_another_file_are_not_needed(tmp_path: Path) -> None:
+    x = np.ones((1, 1, 6, 6), "float32")
+    nodes = [
+        helper.make_node("Add", ["x", "w"], ["a"]),
+        helper.make_node("MaxPool", ["a"], ["y"], **LONE),
+    ]
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        graph(x, nodes, {"w": np.ones((1, 1, 6, 6), "float32")}, 19), path,
+        save_as_external_data=True, location="weights", size_threshold=0,
+    )  # fmt: skip
+    (tmp_path / "weights").unlink()
+    assert traps(path, versions={"onnxruntime": "1.20.1"}) == ["ceil-mode-shape"]
+
+
 def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(poolkit.PoolValueError, match="there is no file"):
         poolkit.lint(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(poolkit.PoolValueError, match="is not an ONNX model"):
         poolkit.lint(str(tmp_path / "text.onnx"))
+    (tmp_path / "empty.onnx").touch()  # protobuf reads it as a message without fields
+    with pytest.raises(poolkit.PoolValueError, match=r"is not an ONNX model.*export_onnx"):
+        poolkit.lint(tmp_path / "empty.onnx")
+    with pytest.raises(poolkit.PoolValueError, match="is a folder"):
+        poolkit.lint(tmp_path)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "model.pt2")
+    with pytest.raises(poolkit.PoolValueError, match=r"is not an ONNX model.*\.pt2 program"):
+        poolkit.lint(tmp_path / "model.pt2")
+    whole = one_node(np.ones((1, 1, 6, 6), "float32"), "MaxPool", **LONE).SerializeToString()
+    (tmp_path / "cut.onnx").write_bytes(whole[:-9])
+    with pytest.raises(poolkit.PoolValueError, match="is not an ONNX model"):
+        poolkit.lint(tmp_path / "cut.onnx")
     with pytest.raises(poolkit.PoolTypeError, match="got int"):
         poolkit.lint(3)
     with pytest.raises(poolkit.PoolValueError, match="Give its inputs"):

@@ -214,9 +214,7 @@ def _traced(
                 "; a window of segments is read when it is made, so use poolkit.nn.SequencePool or "
                 "EmbeddingBag, which take masks, lengths and offsets"
             )
-        raise PoolValueError(
-            f"{mode.layers.current} cannot be traced: {said}", remedy
-        ) from error
+        raise PoolValueError(f"{mode.layers.current} cannot be traced: {said}", remedy) from error
     return program, mode
 
 

@@ -230,9 +230,7 @@ def _sort(
 
 @express(torch.argsort)
 @express(torch.Tensor.argsort)
-def _argsort(
-    x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
-) -> Tensor:
+def _argsort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     return _sort(x, dim, descending)[1]
 
 

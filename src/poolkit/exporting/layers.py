@@ -92,9 +92,7 @@ def _of_ranks() -> Iterator[Layer]:
     for name, given in windows.items():
         for ndim in (1, 3):
             module = getattr(poolkit.nn, f"{name}{ndim}d")
-            yield Layer(
-                f"{name}{ndim}d", lambda m=module, given=given: m(*given), (MAPS[ndim],)
-            )
+            yield Layer(f"{name}{ndim}d", lambda m=module, given=given: m(*given), (MAPS[ndim],))
     for ndim in MAPS:
         module = getattr(poolkit.nn, f"MaxUnpool{ndim}d")
         pooled = poolkit.pool_with_indices(_drawn(1, 2, *(8,) * ndim), "Sliding(2)", ndim=ndim)
@@ -131,7 +129,9 @@ def _modules() -> Iterator[Layer]:
 def _functions() -> Iterator[Layer]:
     """What no module is made of."""
 
-    def layer(name: str, function: Callable[..., Any], *inputs: Tensor, fixed: bool = False) -> Layer:
+    def layer(
+        name: str, function: Callable[..., Any], *inputs: Tensor, fixed: bool = False
+    ) -> Layer:
         return Layer(name, lambda: Function(function), inputs, fixed)
 
     kit: Any = poolkit

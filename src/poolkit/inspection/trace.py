@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -127,13 +127,16 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     convolutions: bool = False,
+    of_inputs: bool = False,
     found: list[TracedPooling] | None = None,
 ) -> tuple[list[TracedPooling], Any]:
     """Run ``model(*inputs, **kwargs)`` and return its poolings, in order, and its output.
 
     As `follow`, for those who ask for no more.
     """
-    return follow(model, inputs, kwargs, convolutions=convolutions, found=found)[:2]
+    return follow(
+        model, inputs, kwargs, convolutions=convolutions, of_inputs=of_inputs, found=found
+    )[:2]
 
 
 def follow(
@@ -142,17 +145,20 @@ def follow(
     kwargs: Mapping[str, Any] | None = None,
     *,
     convolutions: bool = False,
+    of_inputs: bool = False,
     found: list[TracedPooling] | None = None,
 ) -> Run:
     """Run ``model(*inputs, **kwargs)`` and return what it did.
 
-    With ``convolutions``, those that have a stride are among its poolings. The model runs once,
-    without gradients, in the mode it is in. Raises PoolError, with the shapes and the first line
-    of the exception, if the model does; the poolings that ran before are in ``found`` even then.
+    With ``convolutions``, those that have a stride are among its poolings; with ``of_inputs``,
+    reductions over the space of the inputs themselves, as if these were maps of features. The
+    model runs once, without gradients, in the mode it is in. Raises PoolError, with the shapes and
+    the first line of the exception, if the model does; the poolings that ran before are in
+    ``found`` even then.
     """
     recorder = _Recorder(model, convolutions, [] if found is None else found)
     for value in tensors_in((tuple(inputs), dict(kwargs or {}))):
-        recorder.see_input(value)
+        recorder.see_input(value, of_inputs)
     with torch.no_grad(), recorder.hooks(), recorder:
         output = run_model(model, inputs, kwargs)
     recorder.see_output(output)
@@ -217,11 +223,11 @@ class _Recorder(TorchFunctionMode):
             self.names.setdefault(id(module), []).append(name)
         self.inside_poolkit = 0
 
-    def see_input(self, x: torch.Tensor) -> None:
+    def see_input(self, x: torch.Tensor, features: bool) -> None:
         self.steps[x] = Step("", "input")
         view = dataflow.of_input(x)
         if view is not None:
-            self.views[x] = view
+            self.views[x] = replace(view, features=features)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import onnx
 
 from ..errors import PoolValueError
-from .traps import Finding, Trap, trap
+from .traps import Finding, Trap, begins_behind, trap
 
 __all__ = ["GRAPH_TRAPS", "PoolingNode", "lint_graph"]
 
@@ -55,23 +54,34 @@ class PoolingNode:
     integers: bool = False
     quantized: bool = False
 
+    def _each(self, name: str) -> list[int]:
+        given: list[int] = self.attributes.get(name) or [1] * len(self.attributes["kernel_shape"])
+        return given
+
+    @property
+    def is_same(self) -> bool:
+        """Whether its padding is found by `auto_pad`, which leaves ceil_mode nothing to do."""
+        return bool(self.attributes.get("auto_pad", b"").startswith(b"SAME"))
+
+    @property
+    def dilated(self) -> bool:
+        pairs = zip(self._each("kernel_shape"), self._each("dilations"), strict=True)
+        return any(k > 1 and d > 1 for k, d in pairs)
+
     def lone_window(self) -> bool:
         """Whether in ceil_mode a last window begins behind the input; True if that is unknown."""
-        if not self.attributes.get("ceil_mode"):
+        if not self.attributes.get("ceil_mode") or self.is_same:
             return False
-        kernel = self.attributes["kernel_shape"]
+        kernel, strides = self._each("kernel_shape"), self._each("strides")
         n = len(kernel)
-        ones, pads = [1] * n, self.attributes.get("pads") or [0] * 2 * n
-        stride = self.attributes.get("strides") or ones
-        dilation = self.attributes.get("dilations") or ones
+        pads = self.attributes.get("pads") or [0] * 2 * n
         sizes: Sequence[int | None] = self.spatial or (None,) * n
-        for size, k, s, d, before, behind in zip(
-            sizes, kernel, stride, dilation, pads[:n], pads[n:], strict=True
+        for size, k, stride, dilation, before, behind in zip(
+            sizes, kernel, strides, self._each("dilations"), pads[:n], pads[n:], strict=True
         ):
             if size is None:
-                return bool(before or behind or s > k)
-            windows = math.ceil((size + before + behind - (k - 1) * d - 1) / s) + 1
-            if (windows - 1) * s >= size + before:
+                return bool(before or behind or stride > k)
+            if begins_behind(size, k, stride, dilation, before, behind):
                 return True
         return False
 
@@ -120,6 +130,17 @@ def quantized_ceil_mode_average(node: PoolingNode) -> str | None:
     )
 
 
+@trap(GRAPH_TRAPS, "onnxruntime", remedy=PADDING)
+def same_padding_forgets_dilations(node: PoolingNode) -> str | None:
+    if node.operator not in SLIDING or not node.is_same or not node.dilated:
+        return None
+    auto = node.attributes["auto_pad"].decode()
+    return (
+        f"with auto_pad={auto} the standard gives ceil(size / stride) positions, and ONNX Runtime "
+        "pads as if there were no dilations, and gives fewer"
+    )
+
+
 @trap(
     GRAPH_TRAPS,
     "onnxruntime",
@@ -143,15 +164,35 @@ def lint_graph(path: Path, versions: dict[str, str]) -> list[Finding]:
     Raises:
         PoolValueError: the file is missing or is no ONNX model.
     """
-    if not path.is_file():
-        raise PoolValueError(f"there is no file {path}")
-    try:
-        model = onnx.load(path)
-    except Exception as error:
-        raise PoolValueError(f"{path} is not an ONNX model") from error
+    model = _read(path)
     traps = [each for each in GRAPH_TRAPS.values() if each.exists_in(versions)]
     found = (each.finding(node, layer) for layer, node in _pooling_nodes(model) for each in traps)
     return [finding for finding in found if finding is not None]
+
+
+def _read(path: Path) -> Any:
+    """The model, without the weights that lie in other files: nothing here looks at them."""
+    if path.is_dir():
+        raise PoolValueError(f"{path} is a folder", "Give the .onnx file in it")
+    if not path.is_file():
+        raise PoolValueError(f"there is no file {path}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise PoolValueError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:
+        raise _no_model(path) from error
+    if not model.opset_import or not model.graph.output:  # an empty file is an empty message
+        raise _no_model(path)
+    return model
+
+
+def _no_model(path: Path) -> PoolValueError:
+    return PoolValueError(
+        f"{path} is not an ONNX model",
+        "An ONNX file is written by poolkit.export_onnx or torch.onnx.export; a .pt2 program is "
+        "looked at as a module",
+    )
 
 
 def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ..inspection.inspector import evaluating
 from ..inspection.operations import spread
 from ..inspection.running import LayerStack
 from ..inspection.trace import TracedPooling, trace
-from .traps import Finding, Trap, trap
+from .traps import Finding, Trap, begins_behind, trap
 
 __all__ = ["MODEL_TRAPS", "lint_model"]
 
@@ -87,21 +86,16 @@ def ceil_mode_shape(call: TracedPooling) -> str | None:
         return None
     n = call.pooling.spatial_rank
     kernel = spread(given["kernel_size"], n)
-    return _lone_window(
+    rows = zip(
         call.input.shape[-n:],
         kernel,
         spread(given.get("stride") or kernel, n),
-        spread(given.get("padding") or 0, n),
         spread(given.get("dilation") or 1, n),
+        spread(given.get("padding") or 0, n),
+        strict=True,
     )
-
-
-def _lone_window(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> str | None:
-    for axis, (size, k, s, p, d) in enumerate(
-        zip(sizes, kernel, stride, padding, dilation, strict=True)
-    ):
-        windows = math.ceil((size + 2 * p - (k - 1) * d - 1) / s) + 1
-        if (windows - 1) * s >= size + p:
+    for axis, (size, k, stride, dilation, pad) in enumerate(rows):
+        if begins_behind(size, k, stride, dilation, pad, pad):
             return (
                 f"the last window along spatial axis {axis} would begin in the padding: torch "
                 "leaves it out, ONNX Runtime before 1.21 does not"
@@ -148,7 +142,7 @@ def lint_model(
     last: Finding | None = None
     try:
         with evaluating(model), layers.following():
-            trace(model, args, kwargs, found=calls)
+            trace(model, args, kwargs, of_inputs=True, found=calls)
     except PoolError as error:
         last = INT8.finding(str(error.__cause__ or error), layers.current)
         if last is None:

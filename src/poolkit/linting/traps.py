@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..errors import PoolValueError
 
-__all__ = ["Finding", "Trap", "installed", "trap"]
+__all__ = ["Finding", "Trap", "begins_behind", "installed", "trap"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,15 @@ def trap(
         return look
 
     return enter
+
+
+def begins_behind(
+    size: int, kernel: int, stride: int, dilation: int, before: int, behind: int
+) -> bool:
+    """Whether along an axis the last window of ceil_mode begins behind the input; then torch and
+    ONNX leave it out."""
+    windows = math.ceil((size + before + behind - (kernel - 1) * dilation - 1) / stride) + 1
+    return (windows - 1) * stride >= size + before
 
 
 def installed(versions: Mapping[str, str] | None = None) -> dict[str, str]:
