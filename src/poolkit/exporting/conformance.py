@@ -1,10 +1,12 @@
-"""The page of what ONNX's pooling operators do where: ``python -m poolkit.exporting.conformance``.
+"""The page of what ONNX's pooling operators do where, and of what poolkit's poolings become:
+``python -m poolkit.exporting.conformance``.
 
 Every cell is what one run of one case gave, beside what the oracle says.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -12,11 +14,14 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
+from ..errors import PoolError
+from .checking import ENGINES
+from .layers import Exported, export_layers
 from .operator_cases import CASES, Case
 from .operator_runs import IN_NEWEST, NEWEST, RUNS, Run, expected
 from .operators import OPSET
 
-__all__ = ["EPSILONS", "cells", "markdown_page"]
+__all__ = ["cells", "markdown_page", "operators_page"]
 
 EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -74,30 +79,69 @@ that are mended. What becomes of a NaN is up to the runtime.
 
 Operators are those of opset {opset}, which the exporter writes; bfloat16 is of opset {newest}.
 {in_newest}
+
 """
 
 
-def markdown_page() -> str:
-    """What `docs/onnx.md` holds."""
+LAYERS_INTRODUCTION = """
+## poolkit's poolings as ONNX files
+
+Each of poolkit's poolings was exported by `poolkit.export_onnx` with any number of examples, and
+the file run by both engines on one example and on two: the largest difference from the module,
+where 0 is the same values. Beside it stand ONNX's own pooling operators that are in the file; where
+there is none the pooling is written out in other standard operators. What is refused leaves no
+file.
+
+"""
+
+
+def markdown_page(layers: Mapping[str, Exported | PoolError] | None = None) -> str:
+    """What `docs/onnx.md` holds; `layers` is what `export_layers` found."""
+    table = markdown_table(LAYERS_HEAD, layer_rows(export_layers() if layers is None else layers))
+    return operators_page() + LAYERS_INTRODUCTION + table
+
+
+def operators_page() -> str:
+    """The first part, which takes seconds."""
     names = {package: version(package) for package in ("onnxruntime", "onnx")}
-    rows, elsewhere = [], {}
+    rows, elsewhere = [], dict[str, dict[str, None]]()
     for case in CASES:
         found = cells(case)
         rows.append((f"`{case.operator}`", case.note, *found.values()))
         for there in cells(case, IN_NEWEST).values():
             if there != found["ONNX Runtime"]:
                 elsewhere.setdefault(there, {})[case.operator] = None
-    lines = [
-        INTRODUCTION.format(
-            **names,
-            torch=torch.__version__.partition("+")[0],
-            opset=OPSET,
-            newest=NEWEST,
-            in_newest=_in_newest(elsewhere),
-        ),
-        *markdown_table(("operator", "attribute", *RUNS), rows),
-    ]
-    return "\n".join(lines) + "\n"
+    introduction = INTRODUCTION.format(
+        **names,
+        torch=torch.__version__.partition("+")[0],
+        opset=OPSET,
+        newest=NEWEST,
+        in_newest=_in_newest(elsewhere),
+    )
+    return introduction + markdown_table(("operator", "attribute", *RUNS), rows)
+
+
+LAYERS_HEAD = ("pooling", "ONNX's", "ONNX Runtime", "reference")
+
+
+def layer_rows(layers: Mapping[str, Exported | PoolError]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, found in layers.items():
+        if isinstance(found, PoolError):
+            why = str(found).partition(". ")[0].partition(", while")[0]
+            rows.append((f"`{name}`", "refused", why, ""))
+            continue
+        operators = ", ".join(f"`{each}`" for each in found.operators) or "–"
+        errors = (_below(found.errors.get(engine)) for engine in ENGINES)
+        rows.append((f"`{name}`", operators, *errors))
+    return rows
+
+
+def _below(error: float | None) -> str:
+    """The next power of ten, as the digits are those of one machine."""
+    if error is None:
+        return "lacks an operator"
+    return "0" if not error else f"below 1e{math.floor(math.log10(error)) + 1}"
 
 
 def _in_newest(elsewhere: Mapping[str, Mapping[str, None]]) -> str:
@@ -107,13 +151,13 @@ def _in_newest(elsewhere: Mapping[str, Mapping[str, None]]) -> str:
         for there, operators in elsewhere.items()
     )
     if not found:
-        return "ONNX Runtime does the same in that."
-    return f"In that ONNX Runtime differs by operator ({found}); all other cells are the same."
+        return "ONNX Runtime does the same there."
+    return f"There ONNX Runtime says of\n{found}; all its other cells are the same."
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = (head, ("---",) * len(head), *rows)
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

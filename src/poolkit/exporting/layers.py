@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,8 @@ BOXES = torch.tensor([[0, 1.2, 2.1, 6.7, 7.9], [0, -3.5, 4.0, 5.0, 12.5], [0, 6.
 def _registered() -> Iterator[Layer]:
     for name, entry in POOLS.items():
         options = {"kernel_size": 2, **dict(entry.options)}
-        yield Layer(
-            f'create_pool2d("{name}")',
-            lambda name=name, options=options: poolkit.nn.create_pool2d(
-                name, channels=4, **options
-            ),
-            (MAPS[2],),
-        )
+        make = partial(poolkit.nn.create_pool2d, name, channels=4, **options)
+        yield Layer(f'create_pool2d("{name}")', make, (MAPS[2],))
 
 
 def _of_ranks() -> Iterator[Layer]:
@@ -92,11 +88,11 @@ def _of_ranks() -> Iterator[Layer]:
     for name, given in windows.items():
         for ndim in (1, 3):
             module = getattr(poolkit.nn, f"{name}{ndim}d")
-            yield Layer(f"{name}{ndim}d", lambda m=module, given=given: m(*given), (MAPS[ndim],))
+            yield Layer(f"{name}{ndim}d", partial(module, *given), (MAPS[ndim],))
     for ndim in MAPS:
         module = getattr(poolkit.nn, f"MaxUnpool{ndim}d")
         pooled = poolkit.pool_with_indices(_drawn(1, 2, *(8,) * ndim), "Sliding(2)", ndim=ndim)
-        yield Layer(f"MaxUnpool{ndim}d", lambda m=module: m(2), pooled)
+        yield Layer(f"MaxUnpool{ndim}d", partial(module, 2), pooled)
 
 
 def _modules() -> Iterator[Layer]:

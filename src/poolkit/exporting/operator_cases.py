@@ -90,8 +90,8 @@ EVEN, UNEVEN = [1, 1, 1, 1], [0, 1, 2, 1]  # before all axes, then behind
 def _attributes(operator: str, **always: Any) -> Iterator[Case]:
     """What all sliding operators have."""
 
-    def case(note: str, *box: int, **given: Any) -> Case:
-        return _sliding(operator, note, *box, **always, **given)
+    def case(note: str, kernel: int = 3, stride: int = 2, **given: Any) -> Case:
+        return _sliding(operator, note, kernel, stride, **always, **given)
 
     for axes, words in ((1, "one axis"), (2, "two axes"), (3, "three axes")):
         yield case(words, ndim=axes)

@@ -123,7 +123,7 @@ def _poolkit(case: Case, x: Any) -> Any:
     window = poolkit.Global() if _is_global(case) else _geometry(case, x).window
     if case.operator == "MaxUnpool":
         return _unpooled(poolkit, case, x)
-    layout = {"ndim": case.ndim, "channels_last": case.channels_last}
+    layout: dict[str, Any] = {"ndim": case.ndim, "channels_last": case.channels_last}
     if case.output:
         order = {"storage_order": 1} if given.get("storage_order") else {}
         return _in_all(x, poolkit.pool_with_indices(x, window, **layout, **order)[1])
@@ -166,7 +166,7 @@ def _unpooled(library: Any, case: Case, x: Any) -> Any:
     geometry = _geometry(case, x)
     size = _unpooled_size(geometry) if not rest else tuple(map(int, rest[0][2:]))
     planes = np.arange(2).reshape(1, 2, *(1,) * case.ndim) * math.prod(size)
-    within = indices - planes
+    within: Any = indices - planes
     within = torch.from_numpy(within) if isinstance(x, torch.Tensor) else within
     unpool = getattr(library, f"max_unpool{case.ndim}d")
     return unpool(x, within, geometry.kernel, geometry.strides, geometry.even_pads, size)
