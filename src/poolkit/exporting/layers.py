@@ -204,8 +204,7 @@ class Exported:
 def export_layers(layers: Sequence[Layer] = LAYERS) -> dict[str, Exported | PoolError]:
     """By name what `export_onnx` wrote of each layer, or why it refused.
 
-    Layers that take the same inputs are written to one file, as most of the time goes to what is
-    around them.
+    Layers that take the same inputs are written to one file, which takes less time.
 
     Raises:
         AssertionError: a file was left behind by a refusal.

@@ -125,7 +125,7 @@ def _poolkit(case: Case, x: Any) -> Any:
         return _unpooled(poolkit, case, x)
     layout: dict[str, Any] = {"ndim": case.ndim, "channels_last": case.channels_last}
     if case.output:
-        order = {"storage_order": 1} if given.get("storage_order") else {}
+        order: dict[str, Any] = {"storage_order": 1} if given.get("storage_order") else {}
         return _in_all(x, poolkit.pool_with_indices(x, window, **layout, **order)[1])
     if case.operator.startswith("QLinear"):
         reduction = poolkit.Mean(count_include_pad=_counts(case))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,6 +43,7 @@ class ExportedModel(nn.Module):
         if not path.is_file():
             raise PoolValueError(f"there is no file {path}")
         try:
+            zipfile.ZipFile(path).close()  # of what is none torch logs a traceback
             return cls(torch.export.load(str(path)))
         except Exception as error:
             text = next(iter(str(error).strip().splitlines()), type(error).__name__)
