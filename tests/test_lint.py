@@ -304,6 +304,17 @@ def test_ceil_mode_shape_is_mended(tmp_path: Path) -> None:
     assert traps(saved(harmless, tmp_path), versions=old) == []
 
 
+def test_ceil_mode_shape_where_channels_are_behind(tmp_path: Path) -> None:
+    """A window of the first spatial axis, whose size is not that of the second or the channels."""
+    old = {"onnxruntime": "1.20.1"}
+    for size, found in ((6, ["ceil-mode-shape"]), (5, [])):
+        x = np.zeros((1, size, 5, 3), "uint8")
+        node = helper.make_node("NhwcMaxPool", ["x"], ["y"], domain="com.microsoft", **LONE)
+        model = graph(x, [node], {}, 19)
+        assert run(model, x).shape == (1, 2, 2, 3)
+        assert traps(saved(model, tmp_path), versions=old) == found
+
+
 @reproduces("graphs", "ceil-mode-average")
 def test_ceil_mode_average_is_mended(tmp_path: Path) -> None:
     x = np.full((1, 1, 6, 6), 60, "float32")

@@ -65,12 +65,11 @@ INTRODUCTION = """\
 
 What `python -m poolkit.exporting.conformance > docs/onnx.md` prints: each operator with the
 attribute named, run by poolkit, by torch {torch}, by ONNX Runtime {onnxruntime} and by the
-reference
-evaluator of onnx {onnx}, beside what the standard says: for windows `poolkit.reference`, which
-loops, for boxes poolkit in float64. *Equal* is up to rounding (of 8-bit means up to one step);
-*unsupported* is refused or raises, or has no counterpart. Kernels have 3 positions along an axis
-and strides 2, where no other is named. Indices count in the whole input in ONNX and in a plane in
-poolkit and torch, and are moved before they are compared.
+reference evaluator of onnx {onnx}, beside what the standard says: for windows
+`poolkit.reference`, which loops, for boxes poolkit in float64. *Equal* is up to rounding (of 8-bit
+means up to one step); *unsupported* is refused or raises, or has no counterpart. Kernels have 3
+positions along an axis and strides 2, where no other is named. Indices count in the whole input in
+ONNX and in a plane in poolkit and torch, and are moved before they are compared.
 
 `poolkit.export_onnx` stays with what ONNX Runtime does as poolkit does: it writes padding for
 `ceil_mode` and `auto_pad`, `Pad` for padding as large as the kernel, and whole-array operations for
@@ -151,8 +150,11 @@ def _in_newest(elsewhere: Mapping[str, Mapping[str, None]]) -> str:
         for there, operators in elsewhere.items()
     )
     if not found:
-        return "ONNX Runtime does the same there."
-    return f"There ONNX Runtime says of\n{found}; all its other cells are the same."
+        return f"In opset {NEWEST} ONNX Runtime does the same."
+    return (
+        f"In opset {NEWEST} ONNX Runtime says something else\n"
+        f"of {found}; all its other cells are the same."
+    )
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,7 +15,9 @@ from .traps import Finding, Trap, begins_behind, trap
 __all__ = ["GRAPH_TRAPS", "PoolingNode", "lint_graph"]
 
 GRAPH_TRAPS: dict[str, Trap] = {}
-SLIDING = ("MaxPool", "AveragePool", "LpPool", "QLinearAveragePool")
+SLIDING = ("MaxPool", "AveragePool", "LpPool", "QLinearAveragePool", "NhwcMaxPool")
+ON_INTEGERS = ("QLinear", "Nhwc")
+"""How the names begin of ONNX Runtime's own operators on integers."""
 POOLINGS = (
     *SLIDING,
     "GlobalMaxPool",
@@ -148,7 +150,7 @@ def same_padding_forgets_dilations(node: PoolingNode) -> str | None:
     "GlobalAveragePool: these have kernels on integers",
 )
 def left_in_float(node: PoolingNode) -> str | None:
-    if not node.quantized or node.integers or node.operator.startswith("QLinear"):
+    if not node.quantized or node.integers or node.operator.startswith(ON_INTEGERS):
         return None
     if node.operator in FUSED and node.between:
         return None
@@ -214,6 +216,8 @@ def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
         if node.op_type not in POOLINGS:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        behind = node.op_type.startswith("Nhwc") or attributes.get("channels_last")
+        shape = shapes.get(node.input[0], [])
         producer = producers.get(node.input[0], "")
         taken = [other.op_type for other in graph.node if node.output[0] in other.input]
         yield (
@@ -222,7 +226,7 @@ def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
                 node.op_type,
                 attributes,
                 opsets.get(node.domain, 1),
-                tuple(shapes.get(node.input[0], [])[2:]),
+                tuple(shape[1:-1] if behind else shape[2:]),
                 producer,
                 tuple(taken),
                 node.input[0] in integers or producer.startswith(QUANTIZES),
