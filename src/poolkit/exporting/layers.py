@@ -183,6 +183,9 @@ class Beside(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(layer.make().eval() for layer in layers)
+        with torch.no_grad():  # what begins with zeros would hide what it does
+            for weight in self.parameters():
+                weight.add_(torch.randn_like(weight), alpha=0.1)
 
     def forward(self, *inputs: Tensor) -> Any:
         return [layer(*inputs) for layer in self.layers]
