@@ -1,6 +1,7 @@
 // The only file that sees Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -124,18 +125,26 @@ NB_MODULE(_native, m) {
               poolkit::pool_regions(step, dtype, described, threads);
           });
 
+    nb::class_<poolkit::EventSummary>(m, "EventSummary")
+        .def_prop_ro("nbytes", [](const poolkit::EventSummary& summary) {
+            size_t bytes = summary.nodes.size() * sizeof(poolkit::EventSummary::Node);
+            for (const auto& states : summary.states)
+                bytes += 8 * (states.values.size() + states.begin.size());
+            return bytes;
+        });
     nb::class_<poolkit::EventLog>(m, "EventLog")
         .def("__init__",
              [](poolkit::EventLog* self, int64_t events, uintptr_t key, uintptr_t time,
                 uintptr_t tie, uintptr_t known, uintptr_t row, uintptr_t weight, uintptr_t table,
-                int64_t width, bool wide, uintptr_t keys, int64_t key_count, int threads) {
+                int64_t width, bool wide, uintptr_t keys, int64_t key_count,
+                const std::vector<const poolkit::EventSummary*>& summaries, int threads) {
                  nb::gil_scoped_release release;
                  new (self) poolkit::EventLog({events, integers(key), integers(time), integers(tie),
                                                integers(known), integers(row), doubles(weight)},
                                               {reinterpret_cast<const void*>(table), width, wide},
-                                              integers(keys), key_count, threads);
+                                              integers(keys), key_count, summaries, threads);
              })
-        .def_prop_ro("events", &poolkit::EventLog::events)
+        .def("summary", &poolkit::EventLog::summary, nb::call_guard<nb::gil_scoped_release>())
         .def("pool",
              [](const poolkit::EventLog& log, int64_t queries, uintptr_t key, uintptr_t time,
                 const std::vector<View>& views, const std::vector<Job>& jobs, int threads) {

@@ -39,20 +39,31 @@ class NodeStore {
         int32_t smaller;  // the next smaller node that begins where this one does, or -1
     };
 
-    // For events [first, last): nothing is kept that has fewer than `grain` of them.
-    void reset(int64_t first, int64_t last, int64_t grain, int64_t size) {
+    // What a summary has of two events, which stand for those of its node.
+    struct Carried {
+        int64_t begin;
+        const double* state;
+        int64_t rows;  // of the state: one, unless it is an exact sum
+    };
+
+    // For events [first, last): nothing is kept that has fewer than `grain` of them but what is
+    // carried.
+    void reset(int64_t first, int64_t last, int64_t grain, int64_t size,
+               const std::vector<Carried>& carried) {
         first_ = first;
         grain_ = grain;
         nodes_.clear();
-        largest_.assign(grain > last - first ? 0 : last - first, -1);
+        largest_.assign(grain > last - first && carried.empty() ? 0 : last - first, -1);
         if (size != size_) blocks_.clear();
         size_ = size;
         used_ = 0;
         slots_.resize(kMostDepth * size);
+        for (const Carried& node : carried)
+            if (node.begin >= first && node.begin + 2 <= last)
+                keep(node.begin, node.begin + 2, node.state);
     }
     double* slot(int depth) { return slots_.data() + depth * size_; }
     bool keeps(int64_t events) const { return !largest_.empty() && events >= grain_; }
-    bool keeps_any() const { return !largest_.empty(); }
     double* room() {
         if (used_ == static_cast<int64_t>(blocks_.size()) * kBlock)
             blocks_.emplace_back(new double[kBlock * size_]);
@@ -374,6 +385,15 @@ class ExactSum {
         return sum / scale;
     }
 
+    // Calls body(x) for numbers that are this sum together.
+    template <class Body>
+    void each_term(const Body& body) const {
+        for (int i = 0; i < size_; ++i) body(parts_[i]);
+        for (int64_t i = 0; i < 2 * std::abs(overflows_); ++i)
+            body(std::copysign(0x1p1023, static_cast<double>(overflows_)));
+        if (other_ != 0 || other_ != other_) body(other_);
+    }
+
   private:
     // All doubles together have 2098 bits. A part takes one at least, and the next is left free;
     // the largest may be 0.
@@ -472,9 +492,14 @@ constexpr int64_t kParts = 8;  // for each thread
 }  // namespace
 
 EventLog::EventLog(const EventColumns& columns, const EventTable& table, const int64_t* keys,
-                   int64_t key_count, int threads)
+                   int64_t key_count, const std::vector<const EventSummary*>& summaries,
+                   int threads)
     : table_(table) {
     const int64_t n = columns.events;
+    for (const EventSummary* summary : summaries)
+        for (size_t i = 0; i < summary->nodes.size(); ++i)
+            carried_.push_back({summary, static_cast<int64_t>(i), 0});
+    const int64_t places = 2 * static_cast<int64_t>(carried_.size());
     const uint64_t room = std::bit_ceil(static_cast<uint64_t>(2 * key_count + 2));
     hashed_.resize(room);
     slots_.assign(room, -1);
@@ -486,6 +511,7 @@ EventLog::EventLog(const EventColumns& columns, const EventTable& table, const i
         hashed_[at] = keys[i];
         slots_[at] = used++;
     }
+    if (places && used != 1) throw std::invalid_argument("summaries are of one key");
 
     // Events by their slots, in the order in which they were given.
     std::vector<int32_t> slot(n);
@@ -497,6 +523,7 @@ EventLog::EventLog(const EventColumns& columns, const EventTable& table, const i
     for (int64_t e = 0; e < n; ++e)
         if (slot[e] >= 0) ++begin_[slot[e] + 1];
     for (int32_t s = 0; s < used; ++s) begin_[s + 1] += begin_[s];
+    if (places) begin_[1] += places;
     const int64_t kept = begin_[used];
     sorted_.resize(kept);
     {
@@ -504,6 +531,10 @@ EventLog::EventLog(const EventColumns& columns, const EventTable& table, const i
         for (int64_t e = 0; e < n; ++e)
             if (slot[e] >= 0)
                 sorted_[at[slot[e]]++] = {columns.time[e], columns.row ? columns.row[e] : e, e};
+        for (int64_t p = 0; p < places; ++p) {
+            const EventSummary::Node& of = node(-1 - p);
+            sorted_[kept - places + p] = {p % 2 ? of.last_time : of.first_time, 0, -1 - p};
+        }
     }
 
     level_.resize(kept);
@@ -519,24 +550,38 @@ EventLog::EventLog(const EventColumns& columns, const EventTable& table, const i
     each_part(ends, threads, kept * 32, [&](int64_t first, int64_t last) {
         for (int64_t s = first; s < last; ++s) {
             const auto from = sorted_.begin() + begin_[s], to = sorted_.begin() + begin_[s + 1];
-            if (!std::is_sorted(from, to, before)) std::sort(from, to, before);
+            if (!std::is_sorted(from, to - places, before)) std::sort(from, to - places, before);
+            if (places)
+                std::inplace_merge(from, to - places, to, [](const Event& a, const Event& b) {
+                    return a.time < b.time;
+                });
             int64_t rank = 0;
             for (int64_t e = begin_[s]; e < begin_[s + 1]; ++e) {
                 const bool leads = e == begin_[s];
                 const int64_t earlier = leads ? 0 : sorted_[e - 1].time, time = sorted_[e].time;
-                const int64_t next = !leads && earlier == time ? rank + 1 : 0;
+                const int64_t source = sorted_[e].source;
+                const bool event = source >= 0;
+                int64_t next = !leads && earlier == time ? rank + 1 : 0;
+                if (!event) next = source % 2 ? node(source).first_rank : node(source).last_rank;
                 level_[e] = leads ? kNone : level_between(earlier, rank, time, next);
                 rank = next;
-                const int64_t source = sorted_[e].source;
-                if (columns.weight) weight_[e] = columns.weight[source];
+                if (columns.weight && event) weight_[e] = columns.weight[source];
                 if (!columns.known) continue;
                 rank_[e] = rank;
-                known_[e] = columns.known[source];
+                known_[e] = event ? columns.known[source] : std::numeric_limits<int64_t>::min();
                 latest_[e] = leads ? known_[e] : std::max(latest_[e - 1], known_[e]);
             }
         }
     });
     span_known();
+    if (!places) return;
+    events_before_.assign(kept + 1, 0);
+    for (int64_t e = 0; e < kept; ++e) {
+        const int64_t source = sorted_[e].source;
+        const int64_t events = source >= 0 ? 1 : source % 2 ? node(source).events : 0;
+        events_before_[e + 1] = events_before_[e] + events;
+        if (source < 0 && source % 2) carried_[CarriedNode::of(source)].place = e;
+    }
 }
 
 // The least and the most of every kSpan, and of every kSpan of these.
@@ -647,8 +692,9 @@ class EventRanges {
             range.tail_end = static_cast<int64_t>(tail.size());
             range.tail = listed;
             while (range.tail < range.tail_end && tail[range.tail].end <= range.first) ++range.tail;
-            each_stretch(range, [&](int64_t a, int64_t b, int64_t) { range.count += b - a; });
-            if (views[v].last) drop(range, range.count - views[v].last);
+            each_stretch(range,
+                         [&](int64_t a, int64_t b, int64_t) { range.count += log.count(a, b); });
+            if (views[v].last) drop(log, range, range.count - views[v].last);
             if (range.count == 0) continue;
             const bool listed_only = range.first >= range.clean;
             const int64_t a =
@@ -684,16 +730,16 @@ class EventRanges {
     }
 
     // The oldest of a range, so many.
-    void drop(Range& range, int64_t surplus) const {
+    void drop(const EventLog& log, Range& range, int64_t surplus) const {
         if (surplus <= 0) return;
         range.count -= surplus;
-        const int64_t dropped = std::min(surplus, range.clean - range.first);
-        range.first += dropped;
+        const int64_t dropped = std::min(surplus, log.count(range.first, range.clean));
+        range.first = log.behind(range.first, dropped);
         for (surplus -= dropped; surplus > 0;) {
             const Stretch& oldest = tail[range.tail];
             const int64_t a = std::max(oldest.begin, range.first);
-            range.first = std::min(a + surplus, oldest.end);
-            surplus -= range.first - a;
+            range.first = log.behind(a, std::min(surplus, log.count(a, oldest.end)));
+            surplus -= log.count(a, range.first);
             if (range.first == oldest.end) ++range.tail;
         }
     }
@@ -773,17 +819,21 @@ constexpr int64_t kSmallest = 4;  // events of a node that is worth keeping
 
 // Builds the nodes of the events that the item sees, unless they are seen about once.
 template <class Family>
-void build(const Family& family, const EventRanges& seen, const uint8_t* level, NodeStore& nodes,
-           bool worthwhile) {
+void build(const Family& family, const EventRanges& seen, const uint8_t* level,
+           const std::vector<NodeStore::Carried>& carried, NodeStore& nodes, bool worthwhile) {
     const int64_t events = seen.last - seen.first;
     const int64_t bytes = 2 * events * family.size() * 8;
     const int64_t grain = std::max(kSmallest, bytes / kKeptBytes);
-    nodes.reset(seen.first, seen.last, worthwhile ? grain : events + 1, family.size());
-    if (!nodes.keeps_any()) return;
+    nodes.reset(seen.first, seen.last, worthwhile ? grain : events + 1, family.size(), carried);
+    if (!worthwhile || grain > events) return;
     Fold<Family> fold(family, family.events, nodes);
-    for (int64_t e = seen.first; e < seen.last; ++e) {
+    for (int64_t e = seen.first; e < seen.last;) {
         if (e + kAhead < seen.last) family.fetch(e + kAhead);
-        fold.template push<true>(e, e + 1, nullptr, e == seen.first ? kNone : level[e]);
+        const NodeStore::Node* node = carried.empty() ? nullptr : nodes.find(e, seen.last);
+        const double* state = node ? node->state : nullptr;
+        const int64_t next = node ? node->end : e + 1;
+        fold.template push<true>(e, next, state, e == seen.first ? kNone : level[e]);
+        e = next;
     }
     // What is left unmerged has no end yet: events that a query sees beyond may belong to it.
 }
@@ -829,6 +879,65 @@ struct Task {
     const EventJob* job;
 };
 
+bool is_exact(Kind kind) { return kind == Kind::exact_sum || kind == Kind::exact_mean; }
+
+// The kind whose states are those of a kind.
+Kind family_of(Kind kind) {
+    return kind == Kind::mean ? Kind::sum : kind == Kind::exact_mean ? Kind::exact_sum : kind;
+}
+
+// Calls body(family) for a kind that folds.
+template <class T, class Body>
+void with_family(const Values<T>& values, Kind kind, double parameter, const Body& body) {
+    switch (family_of(kind)) {
+        case Kind::sum:
+            if (values.weights) return body(Additive<T, true>{values});
+            return body(Additive<T, false>{values});
+        case Kind::max:
+            return body(Extreme<T, true>{values});
+        case Kind::min:
+            return body(Extreme<T, false>{values});
+        case Kind::std:
+            return body(Centred<T>{values});
+        case Kind::decay:
+            return body(Decayed<T>{{values}, parameter});
+        default:
+            throw std::invalid_argument("no reduction that folds");
+    }
+}
+
+// What the summaries of a log have of a kind, by their places in the log.
+std::vector<NodeStore::Carried> carried_states(const std::vector<CarriedNode>& carried, Kind kind,
+                                               double parameter, int64_t width) {
+    std::vector<NodeStore::Carried> states;
+    if (kind == Kind::attend) return states;
+    for (const CarriedNode& node : carried) {
+        const auto& all = node.summary->states;
+        const auto found = std::find_if(all.begin(), all.end(), [&](const auto& of) {
+            return kind_of(of.reduction) == family_of(kind) && of.parameter == parameter;
+        });
+        if (found == all.end()) throw std::invalid_argument("summaries of other reductions");
+        const int64_t begin = found->begin[node.node], end = found->begin[node.node + 1];
+        states.push_back({node.place, found->values.data() + begin, (end - begin) / (width + 1)});
+    }
+    return states;
+}
+
+// Calls add(x) for the numbers that an exact sum has of an event: in column j or, if that is the
+// width, weights.
+template <class T, class Add>
+void each_exact(const Values<T>& values, const std::vector<NodeStore::Carried>& carried,
+                int64_t event, int64_t j, const Add& add) {
+    const int64_t source = values.events[event].source, n = values.width;
+    if (source >= 0) {
+        const double weight = values.weight(event);
+        add(j < n ? weight * values.row(event)[j] : weight);
+    } else if (source % 2) {
+        const NodeStore::Carried& node = carried[CarriedNode::of(source)];
+        for (int64_t i = 0; i < node.rows; ++i) add(node.state[i * (n + 1) + j]);
+    }
+}
+
 // Everything about the queries of one item but what is done with them.
 template <class T>
 struct Item {
@@ -839,13 +948,13 @@ struct Item {
     NodeStore& nodes;
     const int64_t* queries;
     int64_t count, views;
+    const std::vector<NodeStore::Carried>& carried;
 
-    // Calls finish(out, state) for each query and each of the tasks, which share their states.
-    template <class Family, class Finish>
-    void run(const Family& family, const Task* tasks, int64_t task_count,
-             const Finish& finish) const {
-        build(family, seen, level, nodes, seen.seen > 2 * (seen.last - seen.first));
-        Fold<Family> fold(family, family.events, nodes);
+    // For tasks that share their states.
+    template <class Family>
+    void fold(const Family& family, const Task* tasks, int64_t task_count) const {
+        build(family, seen, level, carried, nodes, seen.seen > 2 * (seen.last - seen.first));
+        Fold<Family> parts(family, family.events, nodes);
         for (int64_t q = 0; q < count; ++q)
             for (int64_t t = 0; t < task_count; ++t) {
                 const EventJob& job = *tasks[t].job;
@@ -855,9 +964,24 @@ struct Item {
                     std::memset(out, 0, values.width * sizeof(T));
                     continue;
                 }
-                const double* state = fold_range(fold, family, seen, range, level, ranks, nodes);
-                finish(tasks[t], out, state, range.count);
+                const double* state = fold_range(parts, family, seen, range, level, ranks, nodes);
+                finish(tasks[t].kind, out, state);
             }
+    }
+
+    void finish(Kind kind, T* out, const double* state) const {
+        const int64_t n = values.width;
+        if (kind == Kind::max || kind == Kind::min) {
+            for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(state[j]);
+        } else if (kind == Kind::std) {
+            const double weight = state[2 * n];
+            for (int64_t j = 0; j < n; ++j)
+                out[j] = static_cast<T>(weight == 0 ? 0.0 : std::sqrt(state[n + j] / weight));
+        } else {
+            const double divisor = kind == Kind::sum ? 1.0 : state[n];
+            for (int64_t j = 0; j < n; ++j)
+                out[j] = static_cast<T>(divisor == 0 ? 0.0 : state[j] / divisor + 0.0);
+        }
     }
 
     template <class Body>
@@ -875,15 +999,17 @@ struct Item {
         for (int64_t q = 0; q < count; ++q) {
             const auto& range = seen.ranges[q * views + job.view];
             T* out = static_cast<T*>(job.out) + queries[q] * values.width;
-            ExactSum total;
-            each_event(range, [&](int64_t e) { total.add(values.weight(e)); });
-            const double weight = total.rounded();
-            const double divisor = task.kind == Kind::exact_sum || weight == 0 ? 1.0 : weight;
-            for (int64_t j = 0; j < values.width; ++j) {
+            const auto rounded = [&](int64_t j) {
                 ExactSum sum;
-                each_event(range, [&](int64_t e) { sum.add(values.weight(e) * values.row(e)[j]); });
-                out[j] = static_cast<T>(sum.rounded() / divisor);
-            }
+                each_event(range, [&](int64_t e) {
+                    each_exact(values, carried, e, j, [&](double x) { sum.add(x); });
+                });
+                return sum.rounded();
+            };
+            const double weight = task.kind == Kind::exact_sum ? 1.0 : rounded(values.width);
+            const double divisor = weight == 0 ? 1.0 : weight;
+            for (int64_t j = 0; j < values.width; ++j)
+                out[j] = static_cast<T>(rounded(j) / divisor);
         }
     }
 
@@ -917,48 +1043,78 @@ struct Item {
     }
 
     void run(const Task* tasks, int64_t task_count) const {
-        const int64_t n = values.width;
-        const auto divide = [n](const Task& task, T* out, const double* state, int64_t) {
-            const double divisor = task.kind == Kind::sum ? 1.0 : state[n];
-            for (int64_t j = 0; j < n; ++j)
-                out[j] = static_cast<T>(divisor == 0 ? 0.0 : state[j] / divisor + 0.0);
-        };
-        const auto copy = [n](const Task&, T* out, const double* state, int64_t) {
-            for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(state[j]);
-        };
-        const auto deviate = [n](const Task&, T* out, const double* state, int64_t) {
-            const double weight = state[2 * n];
-            for (int64_t j = 0; j < n; ++j)
-                out[j] = static_cast<T>(weight == 0 ? 0.0 : std::sqrt(state[n + j] / weight));
-        };
-        switch (tasks[0].kind) {
-            case Kind::sum:
-            case Kind::mean:
-                if (values.weights)
-                    return run(Additive<T, true>{values}, tasks, task_count, divide);
-                return run(Additive<T, false>{values}, tasks, task_count, divide);
-            case Kind::decay:
-                return run(Decayed<T>{{values}, tasks[0].job->parameter}, tasks, task_count,
-                           divide);
-            case Kind::max:
-                return run(Extreme<T, true>{values}, tasks, task_count, copy);
-            case Kind::min:
-                return run(Extreme<T, false>{values}, tasks, task_count, copy);
-            case Kind::std:
-                return run(Centred<T>{values}, tasks, task_count, deviate);
-            case Kind::attend:
-                for (int64_t t = 0; t < task_count; ++t) attend(*tasks[t].job);
-                return;
-            default:
-                for (int64_t t = 0; t < task_count; ++t) exact(tasks[t]);
+        const Kind kind = tasks[0].kind;
+        if (kind == Kind::attend) {
+            for (int64_t t = 0; t < task_count; ++t) attend(*tasks[t].job);
+        } else if (is_exact(kind)) {
+            for (int64_t t = 0; t < task_count; ++t) exact(tasks[t]);
+        } else {
+            with_family(values, kind, tasks[0].job->parameter,
+                        [&](const auto& family) { fold(family, tasks, task_count); });
         }
     }
 };
 
 // Tasks that fold the same states lie behind each other.
 bool share(const Task& a, const Task& b) {
-    const auto family = [](Kind kind) { return kind == Kind::mean ? Kind::sum : kind; };
-    return family(a.kind) == family(b.kind) && a.job->parameter == b.job->parameter;
+    return family_of(a.kind) == family_of(b.kind) && a.job->parameter == b.job->parameter;
+}
+
+// Calls body(rows) with the rows of a table in their dtype.
+template <class Body>
+void with_rows(const EventTable& table, const Body& body) {
+    if (table.wide) return body(static_cast<const double*>(table.values));
+    body(static_cast<const float*>(table.values));
+}
+
+// The states of the events between neighbouring borders.
+template <class T>
+void summarize(const Values<T>& values, Kind kind, double parameter,
+               const std::vector<int64_t>& borders, const uint8_t* level,
+               const std::vector<NodeStore::Carried>& carried, EventSummary::States& out) {
+    const auto each_node = [&](const auto& body) {
+        for (size_t i = 0; i + 1 < borders.size(); ++i) {
+            body(borders[i], borders[i + 1]);
+            out.begin.push_back(static_cast<int64_t>(out.values.size()));
+        }
+    };
+    if (is_exact(kind)) {
+        const int64_t columns = values.width + 1;
+        std::vector<double> terms;
+        each_node([&](int64_t begin, int64_t end) {
+            const size_t at = out.values.size();
+            for (int64_t j = 0; j < columns; ++j) {
+                ExactSum sum;
+                for (int64_t e = begin; e < end; ++e)
+                    each_exact(values, carried, e, j, [&](double x) { sum.add(x); });
+                terms.clear();
+                sum.each_term([&](double x) { terms.push_back(x); });
+                if (out.values.size() < at + terms.size() * columns)
+                    out.values.resize(at + terms.size() * columns, 0.0);
+                for (size_t i = 0; i < terms.size(); ++i)
+                    out.values[at + i * columns + j] = terms[i];
+            }
+        });
+        return;
+    }
+    with_family(values, kind, parameter, [&]<class Family>(const Family& family) {
+        NodeStore nodes;
+        const int64_t events = borders.back();
+        nodes.reset(0, events, events + 1, family.size(), carried);
+        Fold<Family> parts(family, family.events, nodes);
+        each_node([&](int64_t begin, int64_t end) {
+            parts.restart();
+            for (int64_t e = begin; e < end;) {
+                if (e + kAhead < end) family.fetch(e + kAhead);
+                const NodeStore::Node* node = nodes.find(e, end);
+                const int64_t next = node ? node->end : e + 1;
+                parts.push(e, next, node ? node->state : nullptr, e == begin ? kNone : level[e]);
+                e = next;
+            }
+            const double* state = parts.finish();
+            out.values.insert(out.values.end(), state, state + family.size());
+        });
+    });
 }
 
 }  // namespace
@@ -978,6 +1134,10 @@ void EventLog::pool(const EventQueries& queries, const std::vector<EventView>& v
             with->push_back(task);
         }
     }
+    std::vector<std::vector<NodeStore::Carried>> carried;
+    for (const auto& tasks : families)
+        carried.push_back(
+            carried_states(carried_, tasks[0].kind, tasks[0].job->parameter, table_.width));
     const int64_t view_count = static_cast<int64_t>(views.size());
     each_item(queries, view_count, threads,
               [&](int64_t slot, const int64_t* order, int64_t count, EventRanges& ranges,
@@ -992,20 +1152,63 @@ void EventLog::pool(const EventQueries& queries, const std::vector<EventView>& v
                           const Values<T> values{sorted_.data(),
                                                  weight_.empty() ? nullptr : weight_.data(), table,
                                                  table_.width};
-                          const Item<T> item{values, ranges, level_.data(), rank_,
-                                             nodes,  order,  taken,         view_count};
-                          for (const auto& tasks : families)
+                          for (size_t f = 0; f < families.size(); ++f) {
+                              const auto& tasks = families[f];
+                              const Item<T> item{values, ranges, level_.data(), rank_,      nodes,
+                                                 order,  taken,  view_count,    carried[f]};
                               item.run(tasks.data(), static_cast<int64_t>(tasks.size()));
+                          }
                       };
-                      if (table_.wide) {
-                          work(static_cast<const double*>(table_.values));
-                      } else {
-                          work(static_cast<const float*>(table_.values));
-                      }
+                      with_rows(table_, work);
                       order += taken;
                       count -= taken;
                   }
               });
+}
+
+EventSummary EventLog::summary(
+    const std::vector<std::pair<std::string, double>>& reductions) const {
+    if (begin_.size() > 2) throw std::invalid_argument("a summary is of one key");
+    const int64_t events = static_cast<int64_t>(sorted_.size());
+    const auto inside = [&](int64_t e) { return sorted_[e].source < 0 && sorted_[e].source % 2 == 0; };
+    // Nodes end at the borders above which none lies in front of them, or none behind them: what
+    // comes beyond may part them further.
+    std::vector<uint8_t> ends(events + 1, false);
+    ends[0] = ends[events] = true;
+    const auto climb = [&](int64_t from, int64_t until, int64_t step) {
+        for (int64_t e = from, most = 0; e != until; e += step)
+            if (!inside(e) && level_[e] > most) {
+                ends[e] = true;
+                most = level_[e];
+            }
+    };
+    if (events) climb(1, events, 1);
+    if (events) climb(events - 1, 0, -1);
+
+    EventSummary out;
+    std::vector<int64_t> borders{0};
+    for (int64_t e = 0, rank = 0; e < events; ++e) {
+        const int64_t source = sorted_[e].source, time = sorted_[e].time;
+        rank = e > 0 && sorted_[e - 1].time == time ? rank + 1 : 0;
+        if (source < 0) rank = source % 2 ? node(source).first_rank : node(source).last_rank;
+        if (ends[e]) out.nodes.push_back({time, rank, time, rank, 0});
+        out.nodes.back().last_time = time;
+        out.nodes.back().last_rank = rank;
+        if (!ends[e + 1]) continue;
+        out.nodes.back().events = count(borders.back(), e + 1);
+        borders.push_back(e + 1);
+    }
+    for (const auto& [reduction, parameter] : reductions) {
+        out.states.push_back({reduction, parameter, {}, {0}});
+        const Kind kind = kind_of(reduction);
+        const auto carried = carried_states(carried_, kind, parameter, table_.width);
+        with_rows(table_, [&]<class T>(const T* table) {
+            const Values<T> values{sorted_.data(), weight_.empty() ? nullptr : weight_.data(),
+                                   table, table_.width};
+            summarize(values, kind, parameter, borders, level_.data(), carried, out.states.back());
+        });
+    }
+    return out;
 }
 
 void EventLog::visible(const EventQueries& queries, const EventView& view, const int64_t* offsets,

@@ -78,6 +78,10 @@ def pool_regions(
     threads: int,
 ) -> None: ...
 
+class EventSummary:
+    @property
+    def nbytes(self) -> int: ...
+
 class EventLog:
     def __init__(
         self,
@@ -93,11 +97,11 @@ class EventLog:
         wide: bool,
         keys: int,
         key_count: int,
+        summaries: Sequence[EventSummary],
         threads: int,
         /,
     ) -> None: ...
-    @property
-    def events(self) -> int: ...
+    def summary(self, reductions: Sequence[tuple[str, float]], /) -> EventSummary: ...
     def pool(
         self,
         queries: int,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,13 +21,21 @@ from .definition import Definition
 from .reductions import Attend, Count, Decay, EventReduction, Last, kernel_of
 from .tables import tie_codes
 
-__all__ = ["pool_events"]
+__all__ = ["lists_events", "pool_events", "summary_of"]
+
+Summaries = Sequence[_native.EventSummary]
 
 
 def pool_events(
-    spec: Definition, events: EventColumns, queries: QueryColumns
+    spec: Definition, events: EventColumns, queries: QueryColumns, summaries: Summaries = ()
 ) -> dict[str, np.ndarray]:
-    """The columns of `WindowPool.asof`. Their bits depend on what each query sees alone."""
+    """The columns of `WindowPool.asof`. Their bits depend on what each query sees alone.
+
+    Args:
+        summaries: of further events, in the order of their times, where all queries ask for one
+            key. They are known to all queries, have no time in common with others, and lie wholly
+            inside or outside of what a query sees.
+    """
     check_clocks(spec, events.aware, queries.aware)
     table = events.table(spec)
     width = table.shape[1]
@@ -36,7 +45,7 @@ def pool_events(
                 f"{name} of queries has vectors of {target.shape[1]}, the events of {width}",
                 "A target is compared with each event: they have one width",
             )
-    call = _Call(spec, events, queries, table)
+    call = _Call(spec, events, queries, table, summaries)
     begins = [
         None if length is None else looked_back(queries.time, length, spec.unit)
         for _, length in spec.lengths
@@ -55,7 +64,7 @@ def pool_events(
         results[f"seen_{window}"] = views[whole][2]
         for name, reduction in spec.reductions:
             column = f"{name}_{window}"
-            kernel = kernel_of(reduction)
+            kernel = _kernel(spec, reduction)
             if isinstance(reduction, Count):
                 results[column] = views[whole][2]
                 continue
@@ -66,8 +75,6 @@ def pool_events(
                 continue
             seen = view(begin, reduction.events) if isinstance(reduction, Last) else whole
             out = results[column] = np.empty((len(queries), width), table.dtype)
-            if spec.accumulate == "exact" and kernel in ("sum", "mean"):
-                kernel = f"exact {kernel}"
             jobs.append((kernel, seen, *_parameter(spec, reduction, width, queries), _at(out)))
     call.run(views, jobs)
     for column, seen, reduction in gathered:
@@ -75,18 +82,54 @@ def pool_events(
     return _with_rule(spec, results)
 
 
+def summary_of(
+    spec: Definition, events: EventColumns, summaries: Summaries = ()
+) -> _native.EventSummary:
+    """What `pool_events` takes for the events of one key, and those that `summaries` stand for."""
+    key = replace(events.keys, codes=events.keys.codes[:1])
+    nobody = QueryColumns(key, events.time[:1], events.aware, {})
+    call = _Call(spec, events, nobody, events.table(spec), summaries)
+    reductions = [
+        (kernel, _half_life(spec, reduction))
+        for _, reduction in spec.reductions
+        if (kernel := _kernel(spec, reduction)) and kernel != "attend"
+    ]
+    # A mean has the states of a sum.
+    folded = [(kernel.replace("mean", "sum"), parameter) for kernel, parameter in reductions]
+    return call.log.summary(list(dict.fromkeys(folded)))
+
+
+def lists_events(spec: Definition) -> bool:
+    """Whether some reduction looks at each event that a query sees: no summary will do."""
+    return any(
+        _kernel(spec, reduction) in (None, "attend") and not isinstance(reduction, Count)
+        for _, reduction in spec.reductions
+    )
+
+
+def _kernel(spec: Definition, reduction: EventReduction | Reduction) -> str | None:
+    """What the native code calls a reduction, or None for one that it does not have."""
+    kernel = kernel_of(reduction)
+    return f"exact {kernel}" if spec.accumulate == "exact" and kernel in ("sum", "mean") else kernel
+
+
+def _half_life(spec: Definition, reduction: EventReduction | Reduction) -> float:
+    """Of a decay, in ticks; else 0."""
+    if not isinstance(reduction, Decay):
+        return 0.0
+    # In nanoseconds first: a half-life need not be a whole number of ticks.
+    nanoseconds = duration(reduction.half_life, "ns", "a half-life")
+    return nanoseconds / (10**9 // UNITS[spec.unit])
+
+
 def _parameter(
     spec: Definition, reduction: EventReduction | Reduction, width: int, queries: QueryColumns
 ) -> tuple[float, int]:
     """The parameter of a kernel, and the address of its other operand."""
-    if isinstance(reduction, Decay):
-        # In nanoseconds first: a half-life need not be a whole number of ticks.
-        nanoseconds = duration(reduction.half_life, "ns", "a half-life")
-        return nanoseconds / (10**9 // UNITS[spec.unit]), 0
     if isinstance(reduction, Attend):
         factor = 1.0 if reduction.score == "dot" else 1 / math.sqrt(width)
         return factor, _at(queries.targets[reduction.query])
-    return 0.0, 0
+    return _half_life(spec, reduction), 0
 
 
 def _with_rule(spec: Definition, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -119,8 +162,10 @@ class _Call:
     """The sorted log of one call, and what it refers to, which must stay alive."""
 
     def __init__(
-        self, spec: Definition, events: EventColumns, queries: QueryColumns, table: np.ndarray
-    ) -> None:
+        self, spec: Definition, events: EventColumns, queries: QueryColumns, table: np.ndarray,
+        summaries: Summaries,
+    ) -> None:  # fmt: skip
+        self.summaries = list(summaries)
         self.queries, self.table, self.weighted = queries, table, events.weight is not None
         self.key = np.ascontiguousarray(queries.keys.of(events.keys))
         self.time = np.ascontiguousarray(queries.time)
@@ -131,7 +176,8 @@ class _Call:
         key, time, tie_at, known, row, weight = map(_at, held)
         self.log = _native.EventLog(
             len(events), key, time, tie_at, known, row, weight, _at(table), table.shape[1],
-            bool(table.dtype == np.float64), _at(self.key), len(self.key), self.threads,
+            bool(table.dtype == np.float64), _at(self.key), len(self.key), self.summaries,
+            self.threads,
         )  # fmt: skip
 
     def run(
