@@ -86,8 +86,8 @@ def summary_of(
     spec: Definition, events: EventColumns, summaries: Summaries = ()
 ) -> _native.EventSummary:
     """What `pool_events` takes for the events of one key, and those that `summaries` stand for."""
-    key = replace(events.keys, codes=events.keys.codes[:1])
-    nobody = QueryColumns(key, events.time[:1], events.aware, {})
+    one = events.keys.codes[:1] if len(events) else np.zeros(1, np.int64)
+    nobody = QueryColumns(replace(events.keys, codes=one), one, events.aware, {})
     call = _Call(spec, events, nobody, events.table(spec), summaries)
     reductions = [
         (kernel, _half_life(spec, reduction))

@@ -1,15 +1,17 @@
 """Logs that are files or relations of DuckDB, read out of core.
 
 DuckDB reads, drops what no query asks for and, where the log is larger than the memory it may take,
-writes it again in parts by key, each of which is then sorted and pooled as any other table. It does
-not aggregate.
+writes it again in parts by key, each of which is then sorted and pooled as any other table. Only a
+key that is larger than a part is sorted by it, and pooled in slices of time. It does not aggregate.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..errors import MissingExtraError, PoolTypeError, PoolValueError, first_lin
 from .columns import EventColumns, QueryColumns, check_widths
 from .definition import Definition
 from .kernel import pool_events
+from .slices import pool_slices
 from .tables import arrow_of
 
 __all__ = ["Progress", "is_stored", "pool_stored", "read_stored"]
@@ -26,7 +29,10 @@ __all__ = ["Progress", "is_stored", "pool_stored", "read_stored"]
 Progress = Callable[[str, int, int], None]
 """Told what is done, how much of it, and of how much."""
 
+BATCH = 8192  # rows that DuckDB gives at a time
 SMALLEST = 2**28  # bytes with which DuckDB can work
+FLUSHED = 524_288  # rows that a thread of DuckDB holds while it writes parts, by default
+HELD = 16  # so many of them at most fill its memory
 SAMPLED = 1000  # rows by which the memory of a row is estimated
 # Of the memory asked for, what a part of the log may take: sorting takes as much again.
 SHARE = 1 / 4
@@ -67,8 +73,7 @@ def pool_stored(
     rows = relation.aggregate("count(*)").fetchall()[0][0]
     sample = log.limit(SAMPLED).to_arrow_table()
     row_bytes = sample.nbytes / max(sample.num_rows, 1)
-    parts = int(np.ceil(rows * row_bytes / (memory * SHARE)))
-    if parts <= 1:
+    if rows * row_bytes <= memory * SHARE:
         return pool_events(spec, EventColumns.read(spec, log.to_arrow_table()), queries)
 
     none = np.zeros(0, np.int64)
@@ -79,42 +84,98 @@ def pool_stored(
         name: np.empty((len(queries), *column.shape[1:]), column.dtype)
         for name, column in columns.items()
     }
-    with tempfile.TemporaryDirectory(prefix="poolkit-") as folder:
-        key = f"hash({_quoted(spec.key)}::{'BIGINT' if queries.keys.names is None else 'VARCHAR'})"
-        asked = _parts_of(store, queries, parts)
-        told(f"writing {rows} events in {parts} parts", 0, 0)
-        log.project(f"*, {key} % {parts} AS poolkit_part").write_parquet(
-            folder, partition_by=["poolkit_part"], compression="lz4"
-        )
-        for part in range(parts):
-            told("pooling", part, parts)
-            files = sorted(map(str, Path(folder, f"poolkit_part={part}").glob("*.parquet")))
-            events = nothing
-            if files:  # read though nobody may ask for them, as bad values are refused anywhere
-                table = store.connection.read_parquet(files, hive_partitioning=False)
-                events = EventColumns.read(spec, table.to_arrow_table())
-                check_widths(spec, nothing, events)
+
+    def put(places: np.ndarray, pooled: dict[str, np.ndarray]) -> None:
+        for name, column in pooled.items():
+            whole[name][places] = column
+
+    room = max(int(memory * SHARE / row_bytes), 1)  # rows
+    with (
+        tempfile.TemporaryDirectory(prefix="poolkit-") as folder,
+        store.writing(folder, row_bytes),
+    ):
+        parts = _Parts(store, log, spec.key, rows, room)
+        asked = parts.of(queries)
+        told(f"writing {rows} events in {len(parts)} parts", 0, 0)
+        parts.write(queries, folder)
+        for part in range(len(parts)):
+            told("pooling", part, len(parts))
+            # Read though nobody may ask for it, as bad values are refused anywhere.
+            table = parts.read(part, folder)
             places = np.flatnonzero(asked == part)
+            own = queries.take(places)
+            if part >= parts.hashed:
+                batches = table.order(_quoted(spec.time)).to_arrow_reader(min(room, BATCH))
+                for some, pooled in pool_slices(spec, batches, own, nothing, room, Path(folder)):
+                    put(places[some], pooled)
+                continue
+            found = nothing
+            if table is not None:
+                found = EventColumns.read(spec, table.to_arrow_table())
+                check_widths(spec, nothing, found)
             if len(places):
-                pooled = pool_events(spec, events, queries.take(places))
-                for name, column in pooled.items():
-                    whole[name][places] = column
-        told("pooling", parts, parts)
+                put(places, pool_events(spec, found, own))
+        told("pooling", len(parts), len(parts))
     return whole
 
 
-def _parts_of(store: _Store, queries: QueryColumns, parts: int) -> np.ndarray:
-    """In which part the events of each query are."""
-    pa = arrow_of("keys")
-    keys = queries.keys
-    values = pa.array(np.unique(keys.codes) if keys.names is None else keys.names.tolist())
-    distinct = pa.table({"k": values, "place": np.arange(len(values))})
-    kind = "BIGINT" if keys.names is None else "VARCHAR"
-    found = store.connection.from_arrow(distinct).project(f"place, hash(k::{kind}) % {parts} AS p")
-    place, part = (column.to_numpy().astype(np.int64) for column in found.to_arrow_table().columns)
-    part = part[np.argsort(place)]
-    places = np.searchsorted(values.to_numpy(), keys.codes) if keys.names is None else keys.codes
-    return part[places]
+class _Parts:
+    """How a log is parted: by the hashes of its keys, and each key that is larger than a part has
+    one of its own, behind these."""
+
+    def __init__(self, store: _Store, log: Any, key: str, rows: int, room: int) -> None:
+        self.store, self.log, self.key = store, log, key
+        counted = log.aggregate(f"{_quoted(key)}, count(*) AS poolkit_rows", _quoted(key))
+        large = counted.filter(f"poolkit_rows > {room}").fetchall()
+        self.large = [value for value, _ in large if value is not None]  # nulls are refused later
+        rest = rows - sum(size for value, size in large if value is not None)
+        self.hashed = max(math.ceil(rest / room), 1)
+
+    def __len__(self) -> int:
+        return self.hashed + len(self.large)
+
+    def of(self, queries: QueryColumns) -> np.ndarray:
+        """In which part the events of each query are."""
+        pa = arrow_of("keys")
+        keys = queries.keys
+        values = np.unique(keys.codes).tolist() if keys.names is None else keys.names.tolist()
+        table = pa.table({"k": values, "place": np.arange(len(values))})
+        hashed = self.store.connection.from_arrow(table).project(
+            f"place, {self._hash('k', queries)}"
+        )
+        place, part = (c.to_numpy().astype(np.int64) for c in hashed.to_arrow_table().columns)
+        part = part[np.argsort(place)]
+        places = {value: place for place, value in enumerate(values)}
+        for own, value in enumerate(self.large, self.hashed):
+            if value in places:
+                part[places[value]] = own
+        return part[np.searchsorted(values, keys.codes) if keys.names is None else keys.codes]
+
+    def write(self, queries: QueryColumns, folder: str) -> None:
+        """All parts; `queries` say what keys are."""
+        import duckdb
+
+        key = duckdb.ColumnExpression(self.key)
+        part = duckdb.SQLExpression(self._hash(_quoted(self.key), queries))
+        for own, value in enumerate(self.large, self.hashed):
+            own_part = duckdb.ConstantExpression(own)
+            part = duckdb.CaseExpression(
+                key == duckdb.ConstantExpression(value), own_part
+            ).otherwise(part)
+        self.log.project(duckdb.StarExpression(), part.alias("poolkit_part")).write_parquet(
+            folder, partition_by=["poolkit_part"], compression="lz4"
+        )
+
+    def read(self, part: int, folder: str) -> Any:
+        """A relation, or None for a part without events."""
+        files = sorted(map(str, Path(folder, f"poolkit_part={part}").glob("*.parquet")))
+        if not files:
+            return None
+        return self.store.connection.read_parquet(files, hive_partitioning=False)
+
+    def _hash(self, column: str, queries: QueryColumns) -> str:
+        kind = "BIGINT" if queries.keys.names is None else "VARCHAR"
+        return f"(hash({column}::{kind}) % {self.hashed})::BIGINT"
 
 
 def _quoted(name: str) -> str:
@@ -132,15 +193,34 @@ class _Store:
             raise MissingExtraError("duckdb", "events") from None
         options: dict[str, Any] = {}
         if memory is not None:
-            options["memory_limit"] = f"{max(memory, SMALLEST) // 2**20}MiB"
+            memory = max(memory, SMALLEST)
+            options["memory_limit"] = f"{memory // 2**20}MiB"
             # The order of a log says nothing, and keeping it would take memory.
             options["preserve_insertion_order"] = "false"
+        self.memory = memory
         self.connection = duckdb.connect(config=options)
         if type(given).__name__ == "DuckDBPyRelation":
             self.relation: Any = given
             return
         paths = [given] if isinstance(given, (str, os.PathLike)) else list(given)
         self.relation = self._parquet([os.fspath(path) for path in paths])
+
+    @contextmanager
+    def writing(self, folder: str, row_bytes: float) -> Iterator[None]:
+        """Lets DuckDB write parts, and what it has no memory for, to a folder."""
+        import duckdb
+
+        assert self.memory is not None
+        held = int(self.memory / HELD / row_bytes)
+        quoted = folder.replace("'", "''")
+        self.connection.execute(f"SET temp_directory = '{quoted}'")
+        self.connection.execute(f"SET partitioned_write_flush_threshold = {min(held, FLUSHED)}")
+        try:
+            yield
+        except duckdb.OutOfMemoryException as error:
+            raise PoolValueError(
+                f"DuckDB has too little memory: {first_line(error)}", "Give more: memory="
+            ) from None
 
     def _parquet(self, paths: Sequence[str]) -> Any:
         import duckdb

@@ -1,0 +1,209 @@
+"""A key that is larger than memory is pooled in slices of time, to the bits of the whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_events import REDUCE, WINDOWS, Case, cases
+
+from poolkit import PoolValueError
+from poolkit.events import Column, Lookup, WindowPool, attend, calendar, decay, last, slices
+from poolkit.events.columns import EventColumns, QueryColumns
+
+pa = pytest.importorskip("pyarrow")
+pytest.importorskip("duckdb")
+import pyarrow.parquet as pq  # noqa: E402
+from test_event_engines import arrow, same  # noqa: E402
+
+FOLDS = ["count", "sum", "mean", "max", "min", "std", decay("3s"), last(1), last(4)]
+
+
+def sliced(
+    spec: WindowPool,
+    events: dict[str, Any],
+    queries: dict[str, Any],
+    limit: int,
+    folder: Path,
+    batch: int = 1000,
+) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """The results, and of each call of the kernel how many events and summaries it had."""
+    table = arrow(events).sort_by("ts")
+    nothing = EventColumns.read(spec, table).take(np.zeros(0, np.int64))
+    calls: list[tuple[int, int]] = []
+    pool_events = slices.pool_events
+
+    def watched(spec: Any, events: Any, queries: Any, summaries: Any) -> Any:
+        calls.append((len(events), len(summaries)))
+        return pool_events(spec, events, queries, summaries)
+
+    asked = QueryColumns.read(spec, arrow(queries))
+    out: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "pool_events", watched)
+        found = slices.pool_slices(
+            spec, table.to_batches(max_chunksize=batch), asked, nothing, limit, folder
+        )
+        for places, pooled in found:
+            for name, column in pooled.items():
+                shape = (len(asked), *column.shape[1:])
+                out.setdefault(name, np.full(shape, -7, column.dtype))[places] = column
+    return out, calls
+
+
+@pytest.mark.parametrize("reduce", [FOLDS, REDUCE], ids=["sums", "with attention"])
+@given(
+    case=cases(),
+    limit=st.integers(1, 24),
+    windows=st.lists(st.sampled_from([*WINDOWS, calendar("1d", tz="Europe/Paris")]),
+                     min_size=1, unique=True),
+    exact=st.booleans(),
+)  # fmt: skip
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_slices(
+    reduce: Any, case: Case, limit: int, windows: Any, exact: bool, tmp_path: Path
+) -> None:
+    """The oracle checks `asof` (test_events.py), which this is compared with to the bit."""
+    zero = {name: np.zeros_like(table["user"]) for name, table in
+            (("e", case.events), ("q", case.queries))}  # fmt: skip
+    events, queries = {**case.events, "user": zero["e"]}, {**case.queries, "user": zero["q"]}
+    spec = case.spec(reduce=reduce, windows=windows, accumulate="exact" if exact else "f64")
+    got, _ = sliced(spec, events, queries, limit, tmp_path, batch=3)
+    if len(zero["q"]):
+        same(got, spec.asof(events, queries))
+
+
+def one_user(events: int, late: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bursts of events, some of them at one time."""
+    random = np.random.default_rng(8)
+    ts = np.sort(random.integers(0, 20, events) ** 4 * 10 + random.integers(0, 300, events))
+    known = ts + np.where(random.random(events) < 0.02, random.integers(0, 3000, events), 0)
+    log = {"user": np.zeros(events, np.int64), "ts": ts.astype("datetime64[s]"),
+           "known": (known if late else ts).astype("datetime64[s]"),
+           "weight": random.random(events) * (random.random(events) < 0.9),
+           "vector": random.standard_normal((events, 3)).astype(np.float32)}  # fmt: skip
+    asked = {"user": np.zeros(300, np.int64),
+             "ts": random.integers(0, ts[-1] + 999, 300).astype("datetime64[s]"),
+             "target": random.standard_normal((300, 3)).astype(np.float32)}  # fmt: skip
+    return log, asked
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["known", "known later"])
+@pytest.mark.parametrize("windows", [[None], ["600s"], ["600s", "80000s", None]], ids=str)
+def test_of_a_long_log_little_is_held(windows: Any, late: bool, tmp_path: Path) -> None:
+    log, asked = one_user(9000, late)
+    spec = WindowPool(
+        "user", "ts", Column("vector"), windows, [*FOLDS, decay("90s"), last(50)],
+        known_at="known", weight="weight",
+    )  # fmt: skip
+    want = spec.asof(log, asked)
+    for limit in (100, 1000):
+        got, calls = sliced(spec, log, asked, limit, tmp_path)
+        same(got, want)
+        assert len(calls) > 10
+        # Those of one time, or behind a late one, come on top.
+        assert max(events for events, _ in calls) < limit + (700 if late else 100)
+        if None in windows:
+            assert max(summaries for _, summaries in calls) > 0
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_reduction_that_looks_at_each_event_has_them_all(tmp_path: Path) -> None:
+    log, asked = one_user(3000)
+    for reduce in (["mean", "median"], ["mean", attend("target")]):
+        spec = WindowPool("user", "ts", Column("vector"), ["600s", None], reduce)
+        got, calls = sliced(spec, log, asked, 500, tmp_path)
+        same(got, spec.asof(log, asked))
+        assert max(events for events, _ in calls) > 2500
+        assert max(summaries for _, summaries in calls) == 0
+
+
+def test_sums_that_need_many_terms(tmp_path: Path) -> None:
+    """Exact sums of a slice are carried to the bit, beyond the largest double and below 1."""
+    random = np.random.default_rng(3)
+    x = random.choice([1e308, -1e308, 1.7e308, 1.0, 1e-300, 5e-324, 2.0**970], 400)
+    log = {"user": np.zeros(400, int), "ts": np.arange(400).astype("datetime64[s]"), "x": x}
+    asked = {"user": np.zeros(90, int), "ts": np.arange(0, 450, 5).astype("datetime64[s]")}
+    spec = WindowPool("user", "ts", Column("x"), ["50s", None], ["sum", "mean"],
+                      accumulate="exact")  # fmt: skip
+    got, calls = sliced(spec, log, asked, 40, tmp_path)
+    same(got, spec.asof(log, asked))
+    assert max(events for events, _ in calls) < 60
+
+
+@pytest.mark.parametrize("keys", [int, str, str.encode])
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_files_with_two_large_users(unit: str, keys: Any, tmp_path: Path) -> None:
+    log, asked = one_user(8000, late=True)
+    random = np.random.default_rng(2)
+    user = random.choice([0, 1, 2, 3], 8000, p=[0.6, 0.35, 0.04, 0.01])
+    log = {**log, "ts": log["ts"].astype(f"datetime64[{unit}]"),
+           "item": random.integers(0, 90, 8000), "user": [keys(str(u)) for u in user]}  # fmt: skip
+    asked["user"] = [keys(str(u)) for u in random.integers(0, 5, 300)]
+    asked["target"] = random.integers(0, 90, 300)
+    del log["vector"]
+    table = random.standard_normal((90, 4)).astype(np.float32)
+    spec = WindowPool("user", "ts", Lookup("item", table), ["600s", None], FOLDS,
+                      known_at="known", weight="weight", tie="item", unit=unit)  # fmt: skip
+    pq.write_table(pa.table(log), tmp_path / "log.parquet", row_group_size=700)
+    told: list[str] = []
+    got = spec.asof(tmp_path / "log.parquet", asked, memory=200_000,
+                    progress=lambda what, done, total: told.append(what))  # fmt: skip
+    same(got, spec.asof(pa.table(log), asked))
+    assert told[1].endswith("parts")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.parquet"]
+
+
+def test_bad_values_of_a_large_user_are_refused(tmp_path: Path) -> None:
+    log, asked = one_user(3000)
+    log["vector"][2500, 1] = np.nan
+    pq.write_table(arrow(log), tmp_path / "log.parquet")
+    spec = WindowPool("user", "ts", Column("vector"), [None], ["mean"])
+    for queries in (asked, {**asked, "user": np.ones(300, int)}):  # nobody need ask for it
+        with pytest.raises(PoolValueError, match="vector has a value that is not finite"):
+            spec.asof(tmp_path / "log.parquet", queries, memory=20_000)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_events_of_one_user(tmp_path: Path) -> None:
+    """The peaks of processes that pool a log and one of four times as many events."""
+    code = """if True:
+        import json, resource, sys
+        import numpy as np
+        from poolkit import set_num_threads
+        from poolkit.events import Column, WindowPool
+
+        set_num_threads(1)
+        spec = WindowPool("user", "ts", Column("vector"), ["1000s", None], ["mean", "std"])
+        asked = {"user": np.zeros(50, int),
+                 "ts": np.arange(0, 10**6, 20_000).astype("datetime64[s]")}
+        out = spec.asof(sys.argv[1], asked, memory=2**22)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps([peak, out["mean_all"].sum(), int(out["seen_all"].sum())]))
+    """
+    peaks = []
+    for events in (250_000, 1_000_000):
+        path = tmp_path / f"{events}.parquet"
+        vectors = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
+        writer = None
+        for begin in range(0, events, 50_000):
+            part = np.arange(begin, begin + 50_000)
+            table = arrow({"user": part * 0, "vector": vectors[part % 1000],
+                           "ts": (part * (10**6 // events)).astype("datetime64[s]")})  # fmt: skip
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+        done = subprocess.run([sys.executable, *sys.flags.no_site * ["-S"], "-c", code, path],
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        peak, _, seen = json.loads(done.stdout)
+        assert seen == 49
+        peaks.append(peak / 1024)
+    assert peaks[1] < peaks[0] + 250  # MiB; the vectors alone would be 183 more, and 5 times that
