@@ -211,16 +211,21 @@ struct Additive : Values<T> {
 
 // Sums of rows that were worth more by half for each half-life they are younger; relative to the
 // last event that weighs anything, so that an old history does not vanish. Behind them and the
-// weights' sum: the time from that event to the last.
-template <class T>
-struct Decayed : Additive<T, true> {
+// weights' sum, where there are weights: the time from that event to the last.
+template <class T, bool Weighted>
+struct Decayed : Additive<T, Weighted> {
     double half_life;
 
-    int64_t size() const { return this->width + 2; }
+    int64_t size() const { return this->width + 1 + Weighted; }
     double factor(double gap) const;
+    // From the last event of a state that weighs anything to its last.
+    double late(const double* state) const {
+        if constexpr (Weighted) return state[this->width + 1];
+        return 0;
+    }
     void lift(double* out, int64_t event) const {
-        Additive<T, true>::lift(out, event);
-        out[this->width + 1] = 0;
+        Additive<T, Weighted>::lift(out, event);
+        if constexpr (Weighted) out[this->width + 1] = 0;
     }
     void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
         lift(out, a);
@@ -229,21 +234,21 @@ struct Decayed : Additive<T, true> {
     void append(double* out, const double* a, int64_t event, int64_t gap) const {
         const T* x = this->row(event);
         const int64_t n = this->width;
-        const double w = this->weight(event), apart = gap + a[n + 1];
-        const double f = w == 0 ? 1.0 : factor(apart);
+        const double w = this->weight(event), apart = gap + late(a);
+        const double f = Weighted && w == 0 ? 1.0 : factor(apart);
 #pragma GCC ivdep
-        for (int64_t j = 0; j < n; ++j) out[j] = f * a[j] + w * x[j];
+        for (int64_t j = 0; j < n; ++j) out[j] = f * a[j] + (Weighted ? w * x[j] : x[j]);
         out[n] = f * a[n] + w;
-        out[n + 1] = w == 0 ? apart : 0.0;
+        if constexpr (Weighted) out[n + 1] = w == 0 ? apart : 0.0;
     }
     void merge(double* out, const double* a, const double* b, int64_t gap) const {
         const int64_t n = this->width;
-        const double apart = gap + a[n + 1];
-        const bool weightless = b[n] == 0;
-        const double f = weightless ? 1.0 : factor(apart - b[n + 1]);
+        const double apart = gap + late(a);
+        const bool weightless = Weighted && b[n] == 0;
+        const double f = weightless ? 1.0 : factor(apart - late(b));
 #pragma GCC ivdep
         for (int64_t j = 0; j <= n; ++j) out[j] = f * a[j] + b[j];
-        out[n + 1] = weightless ? apart : b[n + 1];
+        if constexpr (Weighted) out[n + 1] = weightless ? apart : b[n + 1];
     }
 };
 
@@ -331,8 +336,8 @@ double power_of_two(double x) {
     return std::ldexp(p, static_cast<int>(n));
 }
 
-template <class T>
-double Decayed<T>::factor(double gap) const {
+template <class T, bool Weighted>
+double Decayed<T, Weighted>::factor(double gap) const {
     return gap == 0 ? 1.0 : power_of_two(-(gap / half_life));
 }
 
@@ -900,7 +905,8 @@ void with_family(const Values<T>& values, Kind kind, double parameter, const Bod
         case Kind::std:
             return body(Centred<T>{values});
         case Kind::decay:
-            return body(Decayed<T>{{values}, parameter});
+            if (values.weights) return body(Decayed<T, true>{{values}, parameter});
+            return body(Decayed<T, false>{{values}, parameter});
         default:
             throw std::invalid_argument("no reduction that folds");
     }

@@ -31,8 +31,9 @@ Progress = Callable[[str, int, int], None]
 
 BATCH = 8192  # rows that DuckDB gives at a time
 SMALLEST = 2**28  # bytes with which DuckDB can work
-FLUSHED = 524_288  # rows that a thread of DuckDB holds while it writes parts, by default
-HELD = 16  # so many of them at most fill its memory
+# Rows that DuckDB holds while it writes parts, by default: each thread, and each part.
+FLUSHED, ROW_GROUP = 524_288, 122_880
+HELD = 1 / 8  # of its memory, what either may fill
 SAMPLED = 1000  # rows by which the memory of a row is estimated
 # Of the memory asked for, what a part of the log may take: sorting takes as much again.
 SHARE = 1 / 4
@@ -97,7 +98,7 @@ def pool_stored(
         parts = _Parts(store, log, spec.key, rows, room)
         asked = parts.of(queries)
         told(f"writing {rows} events in {len(parts)} parts", 0, 0)
-        parts.write(queries, folder)
+        parts.write(queries, folder, row_bytes)
         for part in range(len(parts)):
             told("pooling", part, len(parts))
             # Read though nobody may ask for it, as bad values are refused anywhere.
@@ -151,7 +152,7 @@ class _Parts:
                 part[places[value]] = own
         return part[np.searchsorted(values, keys.codes) if keys.names is None else keys.codes]
 
-    def write(self, queries: QueryColumns, folder: str) -> None:
+    def write(self, queries: QueryColumns, folder: str, row_bytes: float) -> None:
         """All parts; `queries` say what keys are."""
         import duckdb
 
@@ -163,8 +164,9 @@ class _Parts:
                 key == duckdb.ConstantExpression(value), own_part
             ).otherwise(part)
         self.log.project(duckdb.StarExpression(), part.alias("poolkit_part")).write_parquet(
-            folder, partition_by=["poolkit_part"], compression="lz4"
-        )
+            folder, partition_by=["poolkit_part"], compression="lz4",
+            row_group_size=max(min(ROW_GROUP, self.store.held(row_bytes) // len(self)), 2048),
+        )  # fmt: skip
 
     def read(self, part: int, folder: str) -> Any:
         """A relation, or None for a part without events."""
@@ -205,16 +207,20 @@ class _Store:
         paths = [given] if isinstance(given, (str, os.PathLike)) else list(given)
         self.relation = self._parquet([os.fspath(path) for path in paths])
 
+    def held(self, row_bytes: float) -> int:
+        """Rows that it may hold while it writes."""
+        assert self.memory is not None
+        return int(self.memory * HELD / row_bytes)
+
     @contextmanager
     def writing(self, folder: str, row_bytes: float) -> Iterator[None]:
         """Lets DuckDB write parts, and what it has no memory for, to a folder."""
         import duckdb
 
-        assert self.memory is not None
-        held = int(self.memory / HELD / row_bytes)
         quoted = folder.replace("'", "''")
         self.connection.execute(f"SET temp_directory = '{quoted}'")
-        self.connection.execute(f"SET partitioned_write_flush_threshold = {min(held, FLUSHED)}")
+        flushed = min(self.held(row_bytes) // 2, FLUSHED)
+        self.connection.execute(f"SET partitioned_write_flush_threshold = {flushed}")
         try:
             yield
         except duckdb.OutOfMemoryException as error:
