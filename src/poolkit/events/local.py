@@ -201,6 +201,7 @@ class _Store:
             options["preserve_insertion_order"] = "false"
         self.memory = memory
         self.connection = duckdb.connect(config=options)
+        self.connection.execute("SET enable_progress_bar = false")  # which would go to stdout
         if type(given).__name__ == "DuckDBPyRelation":
             self.relation: Any = given
             return
