@@ -6,6 +6,7 @@ holds the table, the queries and their results.
 
     python benchmarks/windows_memory.py
     python benchmarks/windows_memory.py --events 10000000 --memory 0.25
+    python benchmarks/windows_memory.py --events 10000000 --memory 0.0625 --users 1
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from time import perf_counter
 import duckdb
 import numpy as np
 
-USERS, QUERIES, ITEMS, WIDTH = 1_000_000, 500_000, 100_000, 64
-LOG = f"""
-    SELECT (hash(i, 2) % CASE WHEN hash(i) % 10 = 0 THEN {USERS // 1000} ELSE {USERS} END)::BIGINT
+QUERIES, ITEMS, WIDTH = 500_000, 100_000, 64
+LOG = """
+    SELECT (hash(i, 2) % CASE WHEN hash(i) % 10 = 0 THEN {few} ELSE {users} END)::BIGINT
                AS user,
            TIMESTAMP '2024-01-01' + INTERVAL (hash(i, 3) % 7776000) SECOND AS ts,
-           (hash(i, 4) % {ITEMS})::BIGINT AS item
-    FROM range({{events}}) r(i)
+           (hash(i, 4) % {items})::BIGINT AS item
+    FROM range({events}) r(i)
 """
-ASKED = f"""
-    SELECT (hash(i, 5) % {USERS})::BIGINT AS user,
+ASKED = """
+    SELECT (hash(i, 5) % {users})::BIGINT AS user,
            TIMESTAMP '2024-01-01' + INTERVAL (hash(i, 6) % 7776000) SECOND AS ts
-    FROM range({QUERIES}) r(i)
+    FROM range({queries}) r(i)
 """
 
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=100_000_000)
     parser.add_argument("--memory", type=float, default=1.0, help="gigabytes, as of asof")
+    parser.add_argument("--users", type=int, default=1_000_000)
     parser.add_argument("--pool", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.pool:
@@ -66,8 +68,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         con = duckdb.connect(config={"memory_limit": "2GB", "preserve_insertion_order": "false"})
-        for name, query in (("log", LOG.format(events=given.events)), ("asked", ASKED)):
-            con.sql(query).write_parquet(f"{folder}/{name}.parquet")
+        for name, query in (("log", LOG), ("asked", ASKED)):
+            made = query.format(
+                events=given.events, queries=QUERIES, items=ITEMS, users=given.users,
+                few=max(given.users // 1000, 1),
+            )  # fmt: skip
+            con.sql(made).write_parquet(f"{folder}/{name}.parquet")
         line = [sys.executable, *sys.flags.no_site * ["-S"], __file__, "--pool", folder,
                 "--memory", str(given.memory)]  # fmt: skip
         ran = subprocess.run(line, capture_output=True, text=True, check=True)

@@ -557,9 +557,8 @@ EventLog::EventLog(const EventColumns& columns, const EventTable& table, const i
             const auto from = sorted_.begin() + begin_[s], to = sorted_.begin() + begin_[s + 1];
             if (!std::is_sorted(from, to - places, before)) std::sort(from, to - places, before);
             if (places)
-                std::inplace_merge(from, to - places, to, [](const Event& a, const Event& b) {
-                    return a.time < b.time;
-                });
+                std::inplace_merge(from, to - places, to,
+                                   [](const Event& a, const Event& b) { return a.time < b.time; });
             int64_t rank = 0;
             for (int64_t e = begin_[s]; e < begin_[s + 1]; ++e) {
                 const bool leads = e == begin_[s];
@@ -1160,7 +1159,7 @@ void EventLog::pool(const EventQueries& queries, const std::vector<EventView>& v
                                                  table_.width};
                           for (size_t f = 0; f < families.size(); ++f) {
                               const auto& tasks = families[f];
-                              const Item<T> item{values, ranges, level_.data(), rank_,      nodes,
+                              const Item<T> item{values, ranges, level_.data(), rank_,     nodes,
                                                  order,  taken,  view_count,    carried[f]};
                               item.run(tasks.data(), static_cast<int64_t>(tasks.size()));
                           }
@@ -1176,7 +1175,9 @@ EventSummary EventLog::summary(
     const std::vector<std::pair<std::string, double>>& reductions) const {
     if (begin_.size() > 2) throw std::invalid_argument("a summary is of one key");
     const int64_t events = static_cast<int64_t>(sorted_.size());
-    const auto inside = [&](int64_t e) { return sorted_[e].source < 0 && sorted_[e].source % 2 == 0; };
+    const auto inside = [&](int64_t e) {
+        return sorted_[e].source < 0 && sorted_[e].source % 2 == 0;
+    };
     // Nodes end at the borders above which none lies in front of them, or none behind them: what
     // comes beyond may part them further.
     std::vector<uint8_t> ends(events + 1, false);

@@ -114,6 +114,19 @@ def test_of_a_long_log_little_is_held(windows: Any, late: bool, tmp_path: Path) 
         assert not list(tmp_path.iterdir())
 
 
+def test_the_last_are_the_last_that_are_known(tmp_path: Path) -> None:
+    """Half of some slices is hidden, so that the last reach further back."""
+    time = np.arange(400)
+    known = np.where((time > 300) & (time % 2 == 0), 10**6, time)
+    log = {"user": time * 0, "ts": time.astype("datetime64[s]"), "x": time * 0.1,
+           "known": known.astype("datetime64[s]")}  # fmt: skip
+    asked = {"user": np.zeros(40, int), "ts": np.arange(370, 410).astype("datetime64[s]")}
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count", last(90)], known_at="known")
+    got, calls = sliced(spec, log, asked, 40, tmp_path)
+    same(got, spec.asof(log, asked))
+    assert max(events for events, _ in calls) < 250
+
+
 def test_a_reduction_that_looks_at_each_event_has_them_all(tmp_path: Path) -> None:
     log, asked = one_user(3000)
     for reduce in (["mean", "median"], ["mean", attend("target")]):
