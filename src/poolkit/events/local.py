@@ -22,7 +22,7 @@ from .columns import EventColumns, QueryColumns, check_widths
 from .definition import Definition
 from .kernel import pool_events
 from .slices import pool_slices
-from .tables import arrow_of
+from .tables import arrow_of, keys_of
 
 __all__ = ["Progress", "is_stored", "pool_stored", "read_stored"]
 
@@ -126,11 +126,11 @@ class _Parts:
 
     def __init__(self, store: _Store, log: Any, key: str, rows: int, room: int) -> None:
         self.store, self.log, self.key = store, log, key
-        counted = log.aggregate(f"{_quoted(key)}, count(*) AS poolkit_rows", _quoted(key))
-        large = counted.filter(f"poolkit_rows > {room}").fetchall()
-        self.large = [value for value, _ in large if value is not None]  # nulls are refused later
-        rest = rows - sum(size for value, size in large if value is not None)
-        self.hashed = max(math.ceil(rest / room), 1)
+        counted = log.aggregate(f"{_quoted(key)} AS k, count(*) AS n", _quoted(key))
+        # Nulls are refused when they are read.
+        large = counted.filter(f"n > {room} AND k IS NOT NULL").to_arrow_table()
+        self.large = keys_of(large.column("k"), key).values().tolist()
+        self.hashed = max(math.ceil((rows - sum(large.column("n").to_pylist())) / room), 1)
 
     def __len__(self) -> int:
         return self.hashed + len(self.large)
@@ -156,13 +156,17 @@ class _Parts:
         """All parts; `queries` say what keys are."""
         import duckdb
 
-        key = duckdb.ColumnExpression(self.key)
+        key = duckdb.SQLExpression(_quoted(self.key))
         part = duckdb.SQLExpression(self._hash(_quoted(self.key), queries))
-        for own, value in enumerate(self.large, self.hashed):
-            own_part = duckdb.ConstantExpression(own)
-            part = duckdb.CaseExpression(
-                key == duckdb.ConstantExpression(value), own_part
-            ).otherwise(part)
+        if self.large:
+            cases = [
+                (key == duckdb.ConstantExpression(value), duckdb.ConstantExpression(own))
+                for own, value in enumerate(self.large, self.hashed)
+            ]
+            chosen = duckdb.CaseExpression(*cases[0])
+            for case in cases[1:]:
+                chosen = chosen.when(*case)
+            part = chosen.otherwise(part)
         self.log.project(duckdb.StarExpression(), part.alias("poolkit_part")).write_parquet(
             folder, partition_by=["poolkit_part"], compression="lz4",
             row_group_size=max(min(ROW_GROUP, self.store.held(row_bytes) // len(self)), 2048),
