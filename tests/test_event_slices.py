@@ -183,6 +183,7 @@ def test_bad_values_of_a_large_user_are_refused(tmp_path: Path) -> None:
             spec.asof(tmp_path / "log.parquet", queries, memory=20_000)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_some_slices(tmp_path: Path) -> None:
     """100 MB of vectors of one user, made as they are asked for. In a process of its own, whose
     peak is known."""
