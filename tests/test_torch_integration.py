@@ -71,8 +71,9 @@ def value_and_gradient(run: Callable[..., Any], x: torch.Tensor) -> tuple[torch.
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compile(name: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Eager means that go to aten differ in the last bit.
+    # Means that go to aten differ in the last bit.
     monkeypatch.setattr(dispatch, "TINY", 0)
+    monkeypatch.setattr(dispatch, "SMALL", 0)
     torch._dynamo.reset()
     run = COMPILED[name]
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -138,10 +139,88 @@ def test_the_count_of_graphs_can_fail() -> None:
     assert graphs == [2]
 
 
+def operators_in(run: Callable[..., Any], x: torch.Tensor, **options: Any) -> set[str]:
+    """The namespaces of the operators in the one graph that a compiler is given; "" of torch's."""
+    found: list[set[str]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        found.append({getattr(target, "namespace", "") for target in targets})
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(run, fullgraph=True, backend=backend, **options)(x)
+    (namespaces,) = found
+    return namespaces
+
+
+FUSED: dict[str, Callable[..., Any]] = {
+    "max": lambda x: poolkit.max_pool2d(x, 3, 2, 1),
+    "ceil_mode": lambda x: poolkit.max_pool2d(x, 3, 2, ceil_mode=True),
+    "dilation": lambda x: poolkit.max_pool2d(x, 2, 1, dilation=3),
+    "module": poolkit.nn.MaxPool2d(2),
+    "adaptive max": poolkit.nn.AdaptiveMaxPool2d(5),
+    "relu": poolkit.nn.Pool("Sliding(2)", "Activated('Max()', 'ReLU()')"),
+    "mean": lambda x: poolkit.avg_pool2d(x, (3, 2), padding=1, count_include_pad=False),
+    "silu": poolkit.nn.Pool("Sliding(2)", "Activated('Mean()', 'SiLU()')"),
+    "global mean": poolkit.nn.GlobalAvgPool2d(),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_small_map_is_one_that_a_compiler_may_fuse(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "TINY", 0)
+    run = FUSED[name]
+    x = torch.randn(2, 4, 24, 26)
+    assert operators_in(run, x) == {""}
+    compiled = torch.compile(run, fullgraph=True, dynamic=False, backend="aot_eager")
+    special = x.clone()
+    special[..., ::7] = torch.tensor([float("nan"), -0.0, float("inf"), 0.0])
+    for form in FORMATS:
+        for given in (x.contiguous(memory_format=form), special.contiguous(memory_format=form)):
+            out, right = compiled(given), run(given)
+            assert out.stride() == right.stride()
+            torch.testing.assert_close(out, right, equal_nan=True)
+            if name not in ("mean", "silu", "global mean"):
+                torch.testing.assert_close(out, right, rtol=0, atol=0, equal_nan=True)
+                assert torch.equal(out.signbit(), right.signbit())
+    for mine, eager in zip(
+        value_and_gradient(compiled, x), value_and_gradient(run, x), strict=True
+    ):
+        torch.testing.assert_close(mine, eager)
+
+
+def test_what_a_compiler_is_not_given_to_fuse() -> None:
+    small, large = torch.randn(1, 8, 20, 20), torch.randn(1, 64, 48, 48)
+    assert large.numel() > dispatch.SMALL
+    run = FUSED["max"]
+    assert "poolkit" in operators_in(run, large)
+    assert "poolkit" in operators_in(run, small, dynamic=True)  # its size would be a guard
+    assert "poolkit" in operators_in(lambda x: poolkit.max_pool2d(x, 3, 2, 2), small)  # torch's
+    assert "poolkit" in operators_in(lambda x: poolkit.max_pool2d(x, 2), small.int())  # has neither
+    half = small.bfloat16()  # aten adds up in half
+    assert "poolkit" in operators_in(lambda x: poolkit.avg_pool2d(x, 2), half)
+    assert "poolkit" not in operators_in(run, half)
+    exported = torch.export.export(poolkit.nn.MaxPool2d(2), (small,), strict=True)
+    assert any("poolkit" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_a_window_that_does_not_fit_says_so_compiled_as_well() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: poolkit.max_pool2d(x, 9), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="a window of 9 positions does not fit axis 0"):
+        compiled(torch.zeros(1, 1, 4, 4))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
-def test_a_compiled_pooling_takes_the_layout_of_the_convolution_before() -> None:
+def test_a_compiled_pooling_takes_the_layout_of_the_convolution_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from torch._inductor.utils import run_and_get_code
 
+    monkeypatch.setattr(dispatch, "SMALL", 0)
     torch._dynamo.reset()
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 3),
@@ -466,18 +545,12 @@ def test_a_kept_kernel_is_not_used_where_more_is_asked() -> None:
 def test_tiny_tensors_are_not_looked_at_while_compiling(name: str) -> None:
     """Else aten's operators would be in the graph, and their size among its guards."""
     torch._dynamo.reset()
-    namespaces: list[set[str]] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-        namespaces.append({getattr(target, "namespace", "") for target in targets})
-        return graph.forward
-
+    backend, graphs = count_graphs()
     compiled = torch.compile(SMALL[name], fullgraph=True, dynamic=True, backend=backend)
     for size in (8, 64):
         compiled(torch.randn(2, 4, size, size))
-    (found,) = namespaces
-    assert "poolkit" in found
+    assert graphs == [1]
+    assert "poolkit" in operators_in(SMALL[name], torch.randn(2, 4, 8, 8), dynamic=True)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)

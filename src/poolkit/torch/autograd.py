@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.compiler import is_compiling
 
 from ..activations import as_activation
@@ -32,6 +33,7 @@ __all__ = [
     "SumPool",
     "WholePool",
     "apply",
+    "apply_here",
 ]
 
 
@@ -41,6 +43,13 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     if is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
     return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]
+
+
+def apply_here(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """``function.apply(*inputs)`` within an operator, where a transform of torch.func has been seen
+    to already."""
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]
 
 
 def _differentiable(function: type[torch.autograd.Function], op: Any) -> Any:

@@ -6,8 +6,9 @@ composite path, which runs everywhere and differentiates itself. What aten runs 
 gradient what aten saves: for a max the input and eight bytes per output, where a native one saves
 a code of one byte (two or four for windows of more than 256 positions).
 
-A compiler traces the same lines with two differences: no cache is read or written, as it would
-guard on its contents, and the composite path is one operator instead of many.
+A compiler traces the same lines with three differences: no cache is read or written, as it would
+guard on its contents; the composite path is one operator instead of many; and aten runs up to
+`SMALL`, since torch.compile fuses it with what stands around, and cannot look into an operator.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
 from .. import functional
 from ..composite import beyond_64_bits, composite
@@ -40,6 +42,7 @@ from .autograd import (
     SumPool,
     WholePool,
     apply,
+    apply_here,
 )
 from .plain import check, is_plain
 from .segments import run_bags, run_rows, runs_rows
@@ -67,6 +70,14 @@ TINY = 4096
 # Aten's global mean costs less to call, up to so many times as many elements: on two threads 14
 # against 25 us for (1, 2048, 7, 7), 63 against 60 for 8 of them, and 208 against 170 for 32.
 TINY_GLOBAL = 256
+# Below this many elements a max or a mean that torch.compile sees is aten's. Inductor makes one
+# loop of it and of what stands before and behind, while an operator is a call from Python with a
+# loop on either side: 35 us more. ReLU, pooling, product, on one thread, aten's time over ours, for
+# 8192, 32768, 123904 and 1638400 elements: channels last, in which Inductor runs whatever has a
+# convolution, 0.27, 0.46, 0.64, 0.80 (max, window 3, stride 2) and 0.43, 0.43, 0.52, 0.76 (mean,
+# 2x2); channels first, where its max takes an element at a time, 0.74, 0.96, 1.68, 2.36 and 0.43,
+# 0.65, 0.71, 1.00 (`python benchmarks/compiled.py`).
+SMALL = 1 << 17
 
 
 # --- what does not depend on the tensor --------------------------------------------------------
@@ -249,17 +260,42 @@ def _aten_takes(x: Tensor, axes: int) -> bool:
 def _is_tiny(x: Tensor, call: Call) -> bool:
     """Whether the overhead of a call decides, and aten takes the tensor.
 
-    Symbolic sizes are not asked, only plain tensors. Half types go native when they are added up:
-    aten does that in the half type, in the gradient of a max too.
+    Symbolic sizes are not asked, only plain tensors.
     """
-    if type(x) is not Tensor or is_compiling() or call.aten is None or call.axes > 2:
+    if type(x) is not Tensor or is_compiling() or call.kind == "activated":
         return False
-    if not 0 < x.numel() < call.tiny * TINY or forward_ad._current_level >= 0:
+    return 0 < x.numel() < call.tiny * TINY and _aten_does_the_same(x, call)
+
+
+def _is_small(x: Tensor, call: Call) -> bool:
+    """Whether a compiler does better that may fuse the pooling.
+
+    An exported graph keeps the operator, as nobody knows what will run it. So does a graph for any
+    size: to ask a size that may vary would tie the graph to it.
+    """
+    if not is_dynamo_compiling() or is_exporting() or not _aten_does_the_same(x, call):
         return False
-    if call.kind == "activated" or not call.axes + 1 <= x.ndim <= call.axes + 2:
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes 0.3 s
+
+    spatial, window = x.shape[x.ndim - call.axes :], call.window
+    known = [0 < x.numel(), x.numel() < SMALL]
+    if isinstance(window, Sliding):  # else it does not fit, which the operator's message says
+        kernel, _, dilation = window.sizes(call.axes)
+        pads = window.pads(call.axes) or ()
+        for size, k, d, (before, after) in zip(spatial, kernel, dilation, pads, strict=True):
+            known.append((k - 1) * d < size + before + after)
+    return all(statically_known_true(fact) for fact in known) and window.always_sees(spatial)
+
+
+def _aten_does_the_same(x: Tensor, call: Call) -> bool:
+    """Half types go native when they are added up: aten does that in the half type, in the gradient
+    of a max too."""
+    if call.aten is None or call.axes > 2 or forward_ad._current_level >= 0:
+        return False
+    if not call.axes + 1 <= x.ndim <= call.axes + 2:
         return False
     if x.dtype in _HALVES:
-        return call.kind != "sum" and not x.requires_grad
+        return call.kind == "pick" and not x.requires_grad
     return x.dtype in _FLOATS
 
 
@@ -519,23 +555,15 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         return _composite(x, call)
     if kind == "composite":
         return _composite(x, call)
-    if kind == "activated":
-        return _activated(x, call)
+    if aten is not None and _is_small(x, call):
+        return aten(x)
     if aten is not None and _is_tiny(x, call):
         # The plan has the errors, too.
         plan = ops.plan_of(seen, reduced, x.shape[x.ndim - axes :], x.dtype)
         if not plan.has_empty_windows:
             return aten(x)
-    if kind == "pick":
-        if _differentiates(x):
-            if _may_lack_positions(x, call):
-                return _composite(x, call)
-            return apply(PickPool, x, seen, reduced, axes)[0]
-    elif kind == "norm":
-        if not x.dtype.is_floating_point:
-            x = x.float()
-        elif _differentiates(x):
-            return apply(LpPool, x, seen, reduced, call.exponent, axes)
+    if kind == "norm" and not x.dtype.is_floating_point:
+        x = x.float()
     elif kind == "whole":
         # Integers may have no kernel; transforms of torch.func differentiate what they see.
         if not _is_opaque(x):
@@ -545,14 +573,77 @@ def _pool(x: Tensor, call: Call) -> Tensor:
         if _differentiates(x):
             return apply(WholePool, x, seen, reduced, axes)
     elif _differentiates(x):
-        return apply(SumPool, x, seen, reduced, axes)
+        out = _derivable(x, call)
+        return _composite(x, call) if out is None else out
     return _run(x, call)
+
+
+def _derivable(x: Tensor, call: Call, apply: Callable[..., Any] = apply) -> Tensor | None:
+    """By a kernel whose gradient has a kernel; None where there is none."""
+    seen, reduced, axes, reduction = call.seen, call.reduced, call.axes, call.reduction
+    kind = call.kind_within if isinstance(reduction, Activated) else call.kind
+    if kind == "pick" and _may_lack_positions(x, call):
+        return None
+    if isinstance(reduction, Activated):
+        if kind == "sum":
+            within = reduction.reduction, reduction.activation
+            return apply(ActivatedSumPool, x, seen, reduced, *within, axes)
+        if kind != "pick":
+            return None
+        if reduction.ends_gradient:
+            return apply(EndedPickPool, x, seen, reduced, axes)[0]
+        run = MonotonePickPool if reduction.behind else ActivatedPickPool
+        return apply(run, x, seen, reduced, reduction.activation, axes)[0]
+    if kind == "pick":
+        return apply(PickPool, x, seen, reduced, axes)[0]
+    if kind == "norm":
+        return apply(LpPool, x, seen, reduced, call.exponent, axes)
+    return apply(SumPool, x, seen, reduced, axes) if kind == "sum" else None
 
 
 def _run(x: Tensor, call: Call) -> Tensor:
     """The operator; its kernel alone where nobody would see the operator: 8 us instead of 11."""
     run = ops.pool_on_cpu if _is_unwatched(x) else torch.ops.poolkit.pool.default
     return run(x, call.seen, call.reduced, call.axes)
+
+
+def pool_by_recipes(x: Tensor, window: str, reduction: str, axes: int) -> Tensor:
+    """What ``torch.ops.poolkit.pool`` computes, by the shortest way there is to it."""
+    if is_compiling():
+        call = _call(as_window(window), as_reduction(reduction), axes)
+        if _is_small(x, call):
+            assert call.aten is not None
+            return call.aten(x)
+    elif not _differentiates(x) and _is_unwatched(x):
+        return ops.pool_on_cpu(x, window, reduction, axes)
+    return torch.ops.poolkit.pool.default(x, window, reduction, axes)
+
+
+_library = torch.library.Library("poolkit", "FRAGMENT")
+
+# Of operators that a graph calls. The functions of `autograd` call them too, but without a gradient.
+
+
+@torch.library.impl(_library, "pool", "Autograd")
+def _pool_with_gradient(x: Tensor, window: str, reduction: str, axes: int) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        call = _call(as_window(window), as_reduction(reduction), axes)
+        known = call.kind != "composite" and _runs_native(x)
+        out = _derivable(x, call, apply_here) if known else None
+        return apply_here(WholePool, x, window, reduction, axes) if out is None else out
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.poolkit.pool.default(x, window, reduction, axes)
+
+
+@torch.library.impl(_library, "chain", "Autograd")
+def _chain_with_gradient(x: Tensor, window: str, levels: int) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        parts = [x]
+        for _ in range(levels):
+            parts.append(_pool_with_gradient(parts[-1], window, "Max()", 2))
+        return torch.cat(parts, dim=-3)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.poolkit.chain.default(x, window, levels)
 
 
 def _is_unwatched(x: Tensor) -> bool:
@@ -578,24 +669,6 @@ def chain_by_levels(x: Tensor, window: Window, levels: int) -> Tensor:
     return torch.cat(parts, dim=-3)
 
 
-def _activated(x: Tensor, call: Call) -> Tensor:
-    """A native pooling of activated values."""
-    reduction = call.reduction
-    assert isinstance(reduction, Activated)
-    inner, seen, reduced, axes = reduction.reduction, call.seen, call.reduced, call.axes
-    kind = call.kind_within
-    if not _differentiates(x):
-        return _run(x, call)
-    if kind == "sum":
-        return apply(ActivatedSumPool, x, seen, reduced, inner, reduction.activation, axes)
-    if kind != "pick" or _may_lack_positions(x, call):
-        return _composite(x, call)
-    if reduction.ends_gradient:
-        return apply(EndedPickPool, x, seen, reduced, axes)[0]
-    run = MonotonePickPool if reduction.behind else ActivatedPickPool
-    return apply(run, x, seen, reduced, reduction.activation, axes)[0]
-
-
 def _differentiates(x: Tensor) -> bool:
     """Whether a gradient may be asked for: within torch.func the tensor itself may not know."""
     if x.requires_grad:
@@ -618,7 +691,7 @@ def _may_lack_positions(x: Tensor, call: Call) -> bool:
 
 def _is_opaque(x: Tensor) -> bool:
     """Whether the composite path must be one operator: without values there is only a shape."""
-    return is_compiling() or x.is_meta or isinstance(x, FakeTensor)
+    return is_compiling() or x.is_meta or isinstance(x, FakeTensor | FunctionalTensor)
 
 
 def _composite(x: Tensor, call: Call) -> Tensor:

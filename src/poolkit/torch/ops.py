@@ -20,11 +20,12 @@ two that are made of whole-array operations, for every reduction and every devic
     pool_backward   the gradient of `pool`
     locate          the flat spatial position of each value (max and min)
 
-and one of exported graphs that are optimised for inference, without a gradient:
+and one of exported graphs that are optimised:
 
     chain           a max pooling of its own result, all results joined in one pass
 
-Windows and reductions travel as their recipes. The spatial axes are the last `ndim` ones; any
+The gradients of `pool` and `chain`, should an exported graph call them, are in `dispatch`, which knows
+the kind of a reduction. Windows and reductions travel as their recipes. The spatial axes are the last `ndim` ones; any
 number may be in front.
 """
 
