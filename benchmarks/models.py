@@ -140,7 +140,7 @@ def optimised(
         ours = twin(model)
         return ours, poolkit.optimize(ours, x, seconds=seconds)
     report = poolkit.optimize(model, x, tier=tier, seconds=seconds, dynamic_batch=False)
-    return report.program.module(), report
+    return report.module(), report
 
 
 def saved(found: list[TracedPooling]) -> list[int]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import nn
 import poolkit
 from poolkit.errors import PoolValueError
 from poolkit.inspection import inspect
-from poolkit.optimization import OptimizeReport, optimize, trial
+from poolkit.optimization import OptimizeReport, load_program, optimize, trial
 from poolkit.timing import Comparison, Samples
 
 
@@ -29,7 +30,9 @@ def rewritten(model: nn.Module, *inputs: torch.Tensor, **options) -> OptimizeRep
     if report.program is not None:
         other = tuple(x.flip(-1) if x.ndim else x for x in inputs)
         for given in (inputs, other):
-            check_equal(report.program.module()(*given), model.eval()(*given))
+            expected = model.eval()(*given)
+            check_equal(report.program.module()(*given), expected)
+            check_equal(report.module()(*given), expected)
     return report
 
 
@@ -450,13 +453,13 @@ def head(x):
 
 
 def test_what_is_slower_stays(monkeypatch):
-    clock(monkeypatch, 0.5)
+    clock(monkeypatch, 0.5, 1.0)
     report = rewritten(Calls(head), seconds=1)
     (layer,) = report.layers
     assert (layer.status, layer.reason) == ("kept", "equal, but slower here")
     assert operators(report) == ["aten.mean", "aten.flatten", "aten.ones", "aten.linear"]
-    assert report.model_ms == 8.0
-    assert report.share == pytest.approx(0.5 / 8)
+    assert (report.model_ms, report.after_ms, report.note) == (1.0, 1.0, "")
+    assert report.share == pytest.approx(0.5)
 
 
 def test_what_differs_stays(monkeypatch):
@@ -490,11 +493,34 @@ def test_wrong_for_other_values_than_the_example_is_seen(monkeypatch):
 
 
 def test_all_goes_back_if_the_whole_is_slower(monkeypatch):
-    clock(monkeypatch, 2.0, 2.0, 0.9)
+    clock(monkeypatch, 2.0, 2.0, 0.9, 1.0)
     report = rewritten(Calls(lambda x: F.avg_pool2d(F.max_pool2d(x, 2), 2)), seconds=1)
     assert {layer.status for layer in report.layers} == {"kept"}
     assert report.note == "all changes were taken back: the whole program came out slower"
     assert operators(report) == ["aten.max_pool2d", "aten.avg_pool2d"]
+
+
+def test_all_goes_back_if_the_model_itself_is_quicker(monkeypatch):
+    clock(monkeypatch, 2.0, 1.0, 0.9)
+    report = rewritten(Calls(lambda x: F.max_pool2d(x, 2)), seconds=1)
+    (layer,) = report.layers
+    reason = "the whole program came out slower than the model"
+    assert (layer.status, layer.reason) == ("kept", reason)
+    assert report.note == f"all changes were taken back: {reason}"
+    assert (report.before_ms, report.after_ms, report.speedup) == (0.9, 1.0, 0.9)
+    assert "0.90 times as fast" in str(report)
+    assert operators(report) == ["aten.max_pool2d"]
+
+
+def test_a_program_that_is_slower_as_exported_is_reported(monkeypatch):
+    clock(monkeypatch, 0.9)
+    report = rewritten(Calls(lambda x: F.max_pool2d(x, 2)), seconds=1)
+    assert [layer.status for layer in report.layers] == ["kept"]
+    assert report.note == "the program, as it was exported, is slower than the model"
+    assert report.before_ms == 0.9
+    exported = torch.export.export(Calls(lambda x: F.max_pool2d(x, 2)), (X,))
+    report = optimize(exported, tier="graph", seconds=1)  # with nothing to be compared with
+    assert (report.note, report.before_ms, report.model_ms) == ("", None, 8.0)
 
 
 def test_real_times():
@@ -591,7 +617,54 @@ def test_keyword_arguments():
     model = Net().eval()
     scale = torch.tensor(2.0)
     report = optimize(model, X, kwargs={"scale": scale}, tier="graph", seconds=0)
-    check_equal(report.program.module()(X, scale=scale), model(X, scale=scale))
+    for program in (report.program.module(), report.module()):
+        for _ in range(2):
+            check_equal(program(X, scale=scale), model(X, scale=scale))
+
+
+def test_a_module_of_the_program_checks_its_inputs(net):
+    model, report = net
+    program = report.module()
+    for batch in (1, 2, 5, 1, 2, 5):  # the second time, what has been checked
+        x = torch.randn(batch, 3, 20, 20)
+        check_equal(program(x), model(x))
+    for _ in range(2):
+        with pytest.raises(AssertionError, match=r"size\(\)\[2\] == 20"):
+            program(torch.randn(2, 3, 21, 20))
+        with pytest.raises(ValueError, match="same number and type of args"):
+            program(X, X)
+        with pytest.raises(RuntimeError, match="double"):
+            program(X.double())
+    check_equal(program(X), model(X))
+
+
+def test_a_module_of_the_program_is_one_as_others_are(net):
+    model, report = net
+    program = copy.deepcopy(report.module()).eval()
+    assert len(list(program.parameters())) == len(list(model.parameters()))
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.zero_()
+    assert not program(X).any()  # in both of its graphs
+    assert not program(X).any()
+    assert model(X).any()
+    with pytest.raises(PoolValueError, match="has no training mode"):
+        program.train()
+    with pytest.raises(PoolValueError, match="no program to run after a dry run"):
+        rewritten(Net(), dry_run=True).module()
+
+
+def test_gradients_are_those_of_the_model(net, tmp_path):
+    model, report = net
+    loaded = load_program(report.save(tmp_path / "net.pt2"))
+    x = X.clone().requires_grad_()
+    names = [name for name, _ in model.named_parameters()]
+    expected = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    for program in (loaded, torch.export.load(tmp_path / "net.pt2").module()):
+        leaves = [x, *program.parameters()]
+        assert len(leaves) == len(names) + 1
+        for _ in range(2):
+            check_equal(torch.autograd.grad(program(x).square().sum(), leaves), expected)
 
 
 def test_saves_and_loads_in_another_process(net, tmp_path):
@@ -632,9 +705,29 @@ def test_saves_whole_or_not_at_all(net, tmp_path):
 def test_compiles_to_one_graph(net):
     model, report = net
     torch._dynamo.reset()
-    compiled = torch.compile(report.program.module(), fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        check_equal(compiled(X), model(X))
+    for program in (report.program.module(), report.module()):
+        torch._dynamo.reset()
+        compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            check_equal(compiled(X), model(X))
+
+
+def test_a_compiled_module_of_the_program_fuses_small_poolings():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(" ".join(str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    model = Calls(lambda x: F.max_pool2d(F.relu(x), 2))
+    for size in (20, 400):
+        x = torch.randn(2, 3, size, size)
+        program = rewritten(model, x, dynamic_batch=False).module()
+        torch._dynamo.reset()
+        compiled = torch.compile(program, fullgraph=True, backend=backend)
+        with torch.no_grad():
+            check_equal(compiled(x), model(x))
+    assert ["poolkit" in graph for graph in graphs] == [False, True]
 
 
 @pytest.mark.slow
@@ -642,7 +735,7 @@ def test_compiles_to_one_graph(net):
 def test_compiles_with_inductor(net):
     model, report = net
     torch._dynamo.reset()
-    compiled = torch.compile(report.program.module(), fullgraph=True)
+    compiled = torch.compile(report.module(), fullgraph=True)
     with torch.no_grad():
         check_equal(compiled(X), model(X))
 

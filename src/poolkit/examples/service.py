@@ -21,7 +21,7 @@ from poolkit.errors import PoolTypeError, PoolValueError, describe, first_line
 from poolkit.examples.detection import Face, Network, detect_each
 from poolkit.examples.faces import CROP_SIZES, load
 from poolkit.files import write_whole
-from poolkit.optimization import OptimizeReport, optimize
+from poolkit.optimization import OptimizeReport, ProgramModule, optimize
 
 __all__ = ["FaceService", "export_networks"]
 
@@ -161,7 +161,7 @@ def _program(path: Path) -> Network:
     if not path.is_file():
         raise PoolValueError(f"there is no file {path}", "Write it with export_networks")
     try:
-        return torch.export.load(str(path)).module()
+        return ProgramModule(torch.export.load(str(path)))
     except Exception as error:
         raise PoolValueError(
             f"{path} is not an exported program: {first_line(error)}",

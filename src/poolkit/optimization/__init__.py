@@ -13,7 +13,8 @@ True
 """
 
 from poolkit.optimization.optimizer import optimize
+from poolkit.optimization.program import ProgramModule, load_program
 from poolkit.optimization.records import LayerChange
 from poolkit.optimization.report import OptimizeReport
 
-__all__ = ["LayerChange", "OptimizeReport", "optimize"]
+__all__ = ["LayerChange", "OptimizeReport", "ProgramModule", "load_program", "optimize"]

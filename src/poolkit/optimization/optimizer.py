@@ -49,7 +49,10 @@ def optimize(
     the exported graph is rewritten, functions and reductions over space too. Activations are
     joined to poolings, a maximum moves before a monotone function (a quantisation, say), and
     chains of maxima with stride 1 (SPPF) are computed one from the other, each from the input, or
-    in one pass, whichever is fastest here. The result is ``report.program``; it has no gradients.
+    in one pass, whichever is fastest here. The result is ``report.program``, which
+    ``report.module()`` runs. It is compared and timed against the same program as exported, and
+    against the model itself; if it came out different or slower, ``report.program`` is the model
+    as exported, with nothing of poolkit's in it, and ``report.note`` says why.
 
     Args:
         model: any module; not one wrapped for several devices (optimise the one inside). For the
@@ -74,7 +77,7 @@ def optimize(
 
     Returns:
         An :class:`OptimizeReport`: each layer with what was done or why not, ``restore()`` of the
-        module tier, and ``program`` and ``save(path)`` of the graph tier.
+        module tier, and ``program``, ``module()`` and ``save(path)`` of the graph tier.
 
     Raises:
         PoolTypeError: ``model`` is not a module.
@@ -89,7 +92,7 @@ def optimize(
     >>> report = optimize(model, x, tier="graph", seconds=0)
     >>> report.layers[0].status, report.layers[0].after
     ('swapped', 'poolkit max, 2×2, with ReLU()')
-    >>> torch.equal(report.program.module()(x), model(x))
+    >>> torch.equal(report.module()(x), model(x))
     True
     >>> optimize(model, x, seconds=0).layers[0].before
     'torch ReLU, then MaxPool2d, 2×2'

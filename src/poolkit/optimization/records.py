@@ -42,7 +42,9 @@ class Changes:
     Attributes:
         model_ms: milliseconds of one run before any change; None if nothing was timed.
         before_ms, after_ms, speedup: the whole model's, interleaved medians; None if nothing
-            was swapped or nothing was timed. Of the graph tier, both are exported programs.
+            was timed, and in the module tier if nothing was swapped. Of the graph tier it is the
+            model as it was given against the program, which is as exported if changes were taken
+            back before: the note says so.
         error: the largest difference of the model's outputs.
         note: what else to know.
     """
@@ -58,6 +60,9 @@ class Changes:
     speedup: float | None = None
     error: float | None = None
     note: str = ""
+
+    def add_note(self, note: str) -> None:
+        self.note = f"{self.note}; {note}" if self.note else note
 
     @property
     def swapped(self) -> list[LayerChange]:

@@ -44,11 +44,11 @@ def lines(report: Changes) -> Iterator[RenderableType]:
     if report.share is not None:
         yield Text(_share(report))
     if report.before_ms is not None and report.speedup is not None:
-        whole = "Whole model" if report.tier == "module" else "Whole exported program"
+        whole = "Whole model" if report.tier == "module" else "Whole model, to exported program"
         yield Text(
             f"{whole}: {human_ms(report.before_ms)} → {human_ms(report.after_ms)}, "
-            f"{report.speedup:.2f} times as fast, {human_count(report.threads, 'thread')}; "
-            f"largest error of its outputs {report.error:.2g}."
+            f"{report.speedup:.2f} times as fast, {human_count(report.threads, 'thread')}"
+            + ("." if report.error is None else f"; largest error {report.error:.2g}.")
         )
     if report.note:
         yield Text(report.note[:1].upper() + report.note[1:] + ".")
