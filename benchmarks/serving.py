@@ -6,10 +6,12 @@ as it is answered: one to eight images a request, cut out of real photographs in
 eighth request has an image that is bad. Requests and their answers are fixed before, by one thread
 that asks alone, and every answer is compared with that one, bit for bit.
 
-Resident memory is read once a second behind a warm-up of a tenth of the time. What is reported of
-it is how far the highest and the lowest reading are from the first, and the middle of the last
-tenth of the readings from that of the first. The exit status is 1 if an answer differs, an error is
-not the one expected, a thread dies, or any of these is beyond the limit.
+Resident memory is read once a second behind a warm-up, which does not count as time: it lasts until
+every thread has asked every request, and the memory has then stood still for some readings, or
+the time for it is over. What is reported of it is how far the highest and the lowest reading are
+from the first, and the middle of the last tenth of the readings from that of the first. The exit
+status is 1 if an answer differs, an error is not the one expected, a thread dies, or any of these
+is beyond the limit.
 
     python benchmarks/serving.py
     python benchmarks/serving.py --seconds 60 --threads 2
@@ -45,6 +47,8 @@ from poolkit.examples.service import FaceService, export_networks
 PHOTOGRAPHS = ("astronaut", "astronaut", "astronaut", "chelsea", "coffee")  # one has a face
 SIZES = (13, 97, 160, 200, 256, 311, 384, 448)
 REQUESTS, MOST_IMAGES, BAD_EVERY = 24, 8, 8
+STEADY, STILL = 5, 0.002
+"""Readings in a row, and the share by which they may differ, once the service is warm."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 """glibc keeps what was freed, as services set it: otherwise the resident memory goes up and down
 with every request. Each thread frees into memory of its own, which soon has seen every request."""
@@ -99,6 +103,7 @@ class Tally:
     """What one thread has seen."""
 
     images: int = 0
+    asked: set[int] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
@@ -129,9 +134,12 @@ def ask(
     """Ask again and again; one thread's work."""
     torch.set_num_threads(1)
     draw, asked, bad = random.Random(seed), requests(), bad_images()
+    first = list(range(len(asked)))
+    draw.shuffle(first)
     while not until():
-        which = draw.randrange(len(asked))
-        if draw.randrange(BAD_EVERY) == 0:
+        spoilt = draw.randrange(BAD_EVERY) == 0
+        which = draw.randrange(len(asked)) if spoilt or not first else first.pop()
+        if spoilt:
             kind = draw.choice(list(bad))
             image, expected = bad[kind]
             batch: list[Any] = list(asked[which])
@@ -154,6 +162,7 @@ def ask(
             tally.errors.append(f"request {which}: {type(error).__name__}: {error}")
             continue
         tally.seconds.append(perf_counter() - start)
+        tally.asked.add(which)
         tally.images += len(asked[which])
         tally.difference = max(tally.difference, difference(answer, right[which]))
 
@@ -164,7 +173,9 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def serve(folder: Path, seconds: float, threads: int, memory: int, drift: float) -> int:
+def serve(
+    folder: Path, seconds: float, threads: int, memory: int, drift: float, most: float
+) -> int:
     """The measured process."""
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**20, memory * 2**20))
     torch.set_num_threads(1)
@@ -172,24 +183,44 @@ def serve(folder: Path, seconds: float, threads: int, memory: int, drift: float)
     right = [service(batch) for batch in requests()]
     faces = sum(len(found) for answer in right for found in answer)
     tallies = [Tally() for _ in range(threads)]
-    start = perf_counter()
+    done = threading.Event()
     workers = [
-        threading.Thread(
-            target=ask, args=(service, right, lambda: perf_counter() - start > seconds, n, tally)
-        )
+        threading.Thread(target=ask, args=(service, right, done.is_set, n, tally))
         for n, tally in enumerate(tallies)
     ]
+    start = perf_counter()
     for worker in workers:
         worker.start()
-    readings: list[float] = []
-    # While all threads are there: one that ends frees its memory.
-    while (passed := perf_counter() - start) < seconds:
-        if passed >= seconds / 10:
+    every = min(1.0, seconds / 20)
+    try:
+        warmed = warm_up(tallies, every, most)
+        readings = [resident()]
+        # While all threads are there: one that ends frees its memory.
+        while perf_counter() - start < warmed + seconds:
+            sleep(every)
             readings.append(resident())
-        sleep(min(1.0, seconds / 20))
-    for worker in workers:
-        worker.join()
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+    print(f"warm-up         {warmed:.1f} s")
     return report(tallies, readings, faces, memory, drift, perf_counter() - start)
+
+
+def warm_up(tallies: list[Tally], every: float, most: float) -> float:
+    """Wait until the service is warm, for ``most`` seconds at most; returns those that it took."""
+    start, last = perf_counter(), [resident()]
+    while perf_counter() - start < most and not is_warm(tallies, last):
+        sleep(every)
+        last.append(resident())
+    return perf_counter() - start
+
+
+def is_warm(tallies: list[Tally], readings: list[float]) -> bool:
+    """Whether every thread has asked everything, and the last readings are as good as one."""
+    last = readings[-STEADY:]
+    asked = all(len(tally.asked) == REQUESTS for tally in tallies)
+    return asked and len(last) == STEADY and max(last) <= (1 + STILL) * min(last)
 
 
 def parts_of(readings: list[float]) -> list[list[float]]:
@@ -247,11 +278,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=4, help="that ask at once")
     parser.add_argument("--memory", type=int, default=3072, help="MiB of address space")
     parser.add_argument("--drift", type=float, default=0.02, help="of resident memory, as a share")
+    parser.add_argument("--warm-up", type=float, default=60, help="seconds at most")
     parser.add_argument("--tuning", type=float, default=0.4, help="seconds to time each layer for")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.folder:
-        return serve(given.folder, given.seconds, given.threads, given.memory, given.drift)
+        return serve(
+            given.folder, given.seconds, given.threads, given.memory, given.drift, given.warm_up
+        )
     with tempfile.TemporaryDirectory() as folder:
         reports = export_networks(Path(folder), given.tuning)
         swapped = ", ".join(

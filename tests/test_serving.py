@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -21,6 +22,7 @@ from poolkit.errors import PoolError, PoolTypeError, PoolValueError
 from poolkit.examples import detection, faces
 from poolkit.examples.service import FaceService, export_networks
 
+RESIDENT = r"resident +([\d.]+) MiB at first, ([\d.]+) MiB at last, of (\d+) MiB of address space"
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "serving.py"
 
 
@@ -104,10 +106,33 @@ def run(*options):
 
 
 def test_three_seconds_of_serving():
-    ran = run("--seconds", "3", "--tuning", "0", "--drift", "0.9")
+    ran = run(
+        "--seconds", "3", "--tuning", "0", "--drift", "0.9", "--warm-up", "2", "--memory", "3000"
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "errors          0" in ran.stdout
     assert "largest difference from one thread alone  0\n" in ran.stdout
+    first, last, limit = map(float, re.search(RESIDENT, ran.stdout).groups())
+    assert limit == 3000
+    tenths = re.search(r"in tenths +(.+)", ran.stdout)[1].split(", ")
+    readings = [first, last, *map(float, tenths)]
+    # A process that has loaded torch, and no more than it may have.
+    assert all(50 < reading < limit for reading in readings)
+    drift = [float(share) for share in re.findall(r"([-+][\d.]+)%", ran.stdout)]
+    assert len(drift) == 3
+    assert drift[0] >= 0 >= drift[1]  # the highest and the lowest, against the first
+
+
+def test_the_warm_up_ends_when_all_is_asked_and_the_memory_stands_still():
+    serving = script()
+    tallies = [serving.Tally(), serving.Tally(asked=set(range(serving.REQUESTS)))]
+    still = [100.0] * serving.STEADY
+    assert not serving.is_warm(tallies, still)
+    tallies[0].asked = set(range(serving.REQUESTS))
+    assert serving.is_warm(tallies, still)
+    assert serving.is_warm(tallies, [50.0, *still])
+    assert not serving.is_warm(tallies, still[1:])
+    assert not serving.is_warm(tallies, [*still, 101.0])
 
 
 def test_the_benchmark_fails_where_an_answer_differs(capsys):

@@ -485,8 +485,8 @@ def layout_of(x: torch.Tensor) -> str:
 
 
 def calling_line() -> str:
-    """``net.py:42``: the nearest line of the model that is neither torch's nor ours. Empty if it has
-    none, as it is made of torch's modules alone: who runs it is not a part of it."""
+    """``net.py:42``: the nearest line of the model that is neither torch's nor ours. Empty if it
+    has none, as it is made of torch's modules alone: who runs it is no part of it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not run_model.__code__:
         path = frame.f_code.co_filename

@@ -24,9 +24,9 @@ and one of exported graphs that are optimised:
 
     chain           a max pooling of its own result, all results joined in one pass
 
-The gradients of `pool` and `chain`, should an exported graph call them, are in `dispatch`, which knows
-the kind of a reduction. Windows and reductions travel as their recipes. The spatial axes are the last `ndim` ones; any
-number may be in front.
+The gradients of `pool` and `chain`, should an exported graph call them, are in `dispatch`, which
+knows the kind of a reduction. Windows and reductions travel as their recipes. The spatial axes are
+the last `ndim` ones; any number may be in front.
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""From which size on a pooling is worth an operator of its own under torch.compile.
+
+Inductor fuses torch's pooling with what stands around it, here a ReLU and a product before, and
+calls an operator of poolkit's from Python. What is printed is the time of each, in microseconds,
+and the first over the second: `poolkit.torch.dispatch.SMALL` is chosen by it. It compiles 40
+functions, which takes minutes.
+
+    OMP_NUM_THREADS=1 python benchmarks/compiled.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import poolkit
+from poolkit.timing import Schedule, interleave, paired_ratios
+from poolkit.torch import dispatch
+
+SHAPES = [(1, 32, 16, 16), (1, 32, 32, 32), (1, 64, 44, 44), (1, 64, 88, 88), (1, 64, 160, 160)]
+POOLINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "max 3x3, stride 2": (
+        lambda x: F.max_pool2d(x, 3, 2, 1),
+        lambda x: poolkit.max_pool2d(x, 3, 2, 1),
+    ),
+    "mean 2x2": (lambda x: F.avg_pool2d(x, 2), lambda x: poolkit.avg_pool2d(x, 2)),
+}
+LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+SCHEDULE = Schedule(budget_s=1, min_rounds=7, max_rounds=1001, sample_s=5e-4)
+
+
+def surrounded(pool: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    return pool(x.relu() * weight)
+
+
+def main() -> None:
+    dispatch.SMALL = 0
+    print(f"{torch.get_num_threads()} threads, {poolkit.info()['isa']}\n")
+    print(f"{'pooling':18} {'layout':15} {'elements':>9} {'torch':>7} {'poolkit':>8} {'ratio':>6}")
+    for name, pools in POOLINGS.items():
+        for layout, memory_format in LAYOUTS.items():
+            for shape in SHAPES:
+                x = torch.randn(shape).contiguous(memory_format=memory_format)
+                weight = torch.randn(shape[1], 1, 1)
+                torch._dynamo.reset()
+                runs = [torch.compile(partial(surrounded, pool), dynamic=False) for pool in pools]
+                with torch.no_grad():
+                    torch.testing.assert_close(*(run(x, weight) for run in runs))
+                    calls = [partial(run, x, weight) for run in runs]
+                    theirs, ours = (found.seconds for found in interleave(calls, SCHEDULE))
+                print(
+                    f"{name:18} {layout:15} {x.numel():9} {1e6 * median(theirs):7.0f} "
+                    f"{1e6 * median(ours):8.0f} {median(paired_ratios(theirs, ours)):6.2f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
