@@ -501,23 +501,23 @@ def test_all_goes_back_if_the_whole_is_slower(monkeypatch):
 
 
 def test_all_goes_back_if_the_model_itself_is_quicker(monkeypatch):
-    clock(monkeypatch, 2.0, 1.0, 0.9)
+    clock(monkeypatch, 2.0, 1.0, 0.5)
     report = rewritten(Calls(lambda x: F.max_pool2d(x, 2)), seconds=1)
     (layer,) = report.layers
     reason = "the whole program came out slower than the model"
     assert (layer.status, layer.reason) == ("kept", reason)
     assert report.note == f"all changes were taken back: {reason}"
-    assert (report.before_ms, report.after_ms, report.speedup) == (0.9, 1.0, 0.9)
-    assert "0.90 times as fast" in str(report)
+    assert (report.before_ms, report.after_ms, report.speedup) == (0.5, 1.0, 0.5)
+    assert "0.50 times as fast" in str(report)
     assert operators(report) == ["aten.max_pool2d"]
 
 
 def test_a_program_that_is_slower_as_exported_is_reported(monkeypatch):
-    clock(monkeypatch, 0.9)
+    clock(monkeypatch, 0.5)
     report = rewritten(Calls(lambda x: F.max_pool2d(x, 2)), seconds=1)
     assert [layer.status for layer in report.layers] == ["kept"]
     assert report.note == "the program, as it was exported, is slower than the model"
-    assert report.before_ms == 0.9
+    assert report.before_ms == 0.5
     exported = torch.export.export(Calls(lambda x: F.max_pool2d(x, 2)), (X,))
     report = optimize(exported, tier="graph", seconds=1)  # with nothing to be compared with
     assert (report.note, report.before_ms, report.model_ms) == ("", None, 8.0)
@@ -638,6 +638,7 @@ def test_a_module_of_the_program_checks_its_inputs(net):
     check_equal(program(X), model(X))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of copying a graph
 def test_a_module_of_the_program_is_one_as_others_are(net):
     model, report = net
     program = copy.deepcopy(report.module()).eval()

@@ -62,6 +62,13 @@ WAYS = {
 }  # fmt: skip
 
 
+def test_who_runs_a_model_is_not_its_source():
+    """A model of torch's modules alone has no line of its own."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
+    (layer,) = look(model, torch.randn(1, 3, 8, 8))
+    assert (layer.name, layer.source) == ("1", "")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_write_a_pooling_is_found_once(way):
     call, operation, window = WAYS[way]
