@@ -638,6 +638,26 @@ def test_a_module_of_the_program_checks_its_inputs(net):
     check_equal(program(X), model(X))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: y,
+        lambda y: (y, y + 1),
+        lambda y: [y],
+        lambda y: (y, (y + 1, y)),
+        lambda y: {"a": y, "b": (y, None)},
+        lambda y: (y, 3),
+    ],
+)
+def test_results_keep_their_structure(make):
+    model = Calls(lambda x: make(F.max_pool2d(x, 2)))
+    program = optimize(model, X, tier="graph", seconds=0).module()
+    for _ in range(2):
+        out, expected = program(X), model(X)
+        assert type(out) is type(expected)
+        check_equal(out, expected)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of copying a graph
 def test_a_module_of_the_program_is_one_as_others_are(net):
     model, report = net

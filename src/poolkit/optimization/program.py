@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.compiler import is_compiling
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from poolkit.errors import PoolValueError
 from poolkit.inspection.exported import ExportedModel
@@ -39,7 +40,8 @@ class ProgramModule(nn.Module):
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
         # The same weights twice: the one that checks is no submodule.
-        self.graph = _direct(program.module(check_guards=False))
+        self.graph = _direct(program.module(check_guards=False), flat=True)
+        self._structure = program.call_spec.out_spec
         self._checking = (_direct(program.module()),)
         self._known: set[tuple[Any, ...]] = set()
 
@@ -51,13 +53,23 @@ class ProgramModule(nn.Module):
             return checking.forward(*args, **kwargs)
         shapes = () if kwargs else _shapes(args)
         if shapes in self._known:
-            return self.graph.forward(*args)
+            return self._structured(self.graph.forward(*args))
         out = checking(*args, **kwargs)
         if shapes:
             if len(self._known) >= _MOST_SHAPES:
                 self._known.clear()
             self._known.add(shapes)
         return out
+
+    def _structured(self, out: Any) -> Any:
+        """The results as the model gives them. Most give a tensor, or a tuple of tensors."""
+        structure = self._structure
+        assert structure is not None, "torch.export notes it down"
+        if structure.is_leaf():
+            return out[0]
+        if structure.type is tuple and structure.num_children == structure.num_leaves == len(out):
+            return tuple(out)
+        return pytree.tree_unflatten(out, structure)
 
     def train(self, mode: bool = True) -> ProgramModule:
         """A program has the mode that it was exported in.
@@ -102,11 +114,15 @@ def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(shapes)
 
 
-def _direct(module: nn.Module) -> nn.Module:
+def _direct(module: nn.Module, flat: bool = False) -> nn.Module:
+    """A graph that calls poolings without the dispatcher; ``flat`` if it takes tensors and gives
+    tensors, whatever structure they come in."""
     assert isinstance(module, fx.GraphModule)
     for node in module.graph.nodes:
         if node.target is torch.ops.poolkit.pool.default:
             node.target = pool_by_recipes
+    if flat:
+        module.graph.set_codegen(fx.graph.CodeGen())
     module.recompile()
     module.training = False
     return module
