@@ -143,9 +143,9 @@ def _pool_all(reduction: Reduction, ndim: int, x: Tensor) -> Tensor | None:
     over = tuple(range(2, 2 + ndim))
     shape = (*x.shape[:2], *(1,) * ndim)
     positions = math.prod(x.shape[2:])
-    if isinstance(reduction, Max | Min) and (x.dtype is not torch.float32 or ndim != 2):
-        return None  # ONNX's evaluator takes the last two axes for the spatial ones, whatever ndim
     if isinstance(reduction, Max):
+        if x.dtype is not torch.float32:
+            return None
         return symbolic("GlobalMaxPool", (x,), shape, x.dtype)
     if isinstance(reduction, Min):
         return -symbolic("GlobalMaxPool", (-x,), shape, x.dtype)
