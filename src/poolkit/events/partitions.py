@@ -1,8 +1,12 @@
-"""`WindowPool.asof` of one partition, as Spark runs it on its executors, or any other engine."""
+"""`WindowPool.asof` of a log in partitions, as Spark runs it on its executors, or any other engine.
+
+Engines pay for each row that they move, so what is moved are blocks of rows.
+"""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,46 +14,48 @@ import numpy as np
 
 from ..errors import PoolError, PoolValueError
 from ..windows.durations import Calendar
-from .columns import EventColumns, QueryColumns, check_widths, joined
+from .columns import EventColumns, QueryColumns, check_widths
 from .definition import Definition
 from .kernel import pool_events
 from .results import Pooled
-from .tables import Keys, arrow_of, keys_of, times_of
+from .tables import Keys, arrow_of, finder, keys_of, times_of
 
 __all__ = ["PartitionPool"]
 
 ROWS = 8192  # of one batch of results
+BUCKETS = 2**16  # of keys, in the order of which rows come
+BLOCKS = 2**10  # of what is packed at a time: with more, less of them overlaps, but each costs
+
+BUCKET = " bucket"  # the column of a block's rows that says theirs
+
+Mark = tuple[int, int]
+"""A bucket and a time: rows are ordered by them."""
 
 
 class PartitionPool:
-    """Pools the rows of one partition as they stream by, to the bits of `WindowPool.asof`.
+    """Pools a log in partitions, to the bits of `WindowPool.asof`.
 
-    For engines that shuffle: they bring the events and queries of each key together, and call this
-    on the rows of each partition. It can be pickled, and one serves any number of partitions. Rows
-    are Arrow batches of any size, as `event_rows` and `query_rows` make them, with the columns
+    For engines that shuffle. Where rows lie, `event_blocks` and `query_blocks` pack them: a block
+    has the rows of some keys. The engine brings the blocks of each ``place`` together, sorts them
+    by ``bucket`` and ``time``, and calls this on those of each partition, which pools them as they
+    stream by. Rows and blocks are Arrow batches of any size. There is one row out for each query,
+    in any order: the columns of `schema`, those of the queries and those of the specification.
 
-    - ``key`` and ``time``, of the event or the query;
-    - ``event``: a struct of the columns `event_columns`, null in the row of a query;
-    - ``query``: a struct of all columns of the queries, null in the row of an event.
-
-    All rows of a key lie in one partition, behind each other and in the order of their times. Rows
-    of one time may lie in any order, and so may keys. There is one row out for each query, in the
-    order in which they came: the columns of `schema`, those of the queries and those of the
-    specification.
-
-    What is held at a time is `memory` bytes of rows and their results or, if these are more, the
-    events of one key that its windows still reach, a few times; and the keys that have passed,
-    about 100 bytes each, so that one that returns is refused.
+    It can be pickled, and one serves any number of partitions. What is held of these is `memory`
+    bytes of rows and their results, and the blocks that overlap: about a thousandth of the log. Of
+    a key with more events, those are held that its windows still reach, a few times.
 
     Args:
         spec: the definition.
         events, queries: Arrow tables of the columns that there are, for their types. They may be
             without rows, but vectors in lists of no fixed size need one event.
-        memory: bytes.
+        places: whole numbers by which the engine tells where blocks go, about as many as there are
+            partitions. Keys are spread over them by their hash.
+        memory: bytes, for packing too.
 
     Raises:
         PoolValueError, PoolTypeError: for columns that are missing or do not fit, at once; for
-            values that do not, and for rows in a wrong order, when they come.
+            values that do not, and for blocks in a wrong order, when they come.
 
     >>> import numpy as np, pyarrow as pa
     >>> from poolkit.events import Column, PartitionPool, WindowPool
@@ -58,156 +64,197 @@ class PartitionPool:
     >>> events = pa.table({"user": [1, 1], "ts": day[:2], "x": [1.0, 3.0]})
     >>> queries = pa.table({"user": [1], "ts": day[2:], "label": ["bought"]})
     >>> pool = PartitionPool(spec, events, queries)
-    >>> rows = pa.concat_tables([pool.event_rows(events), pool.query_rows(queries)])
-    >>> rows = rows.sort_by([("key", "ascending"), ("time", "ascending")])  # the engine's part
-    >>> [batch.select(["label", "mean_7d"]).to_pylist() for batch in pool(rows.to_batches())]
+    >>> blocks = [*pool.event_blocks(events.to_batches()), *pool.query_blocks(queries.to_batches())]
+    >>> order = [("bucket", "ascending"), ("time", "ascending")]
+    >>> partition = pa.Table.from_batches(blocks).sort_by(order)  # the engine's part
+    >>> [batch.select(["label", "mean_7d"]).to_pylist() for batch in pool(partition.to_batches())]
     [[{'label': 'bought', 'mean_7d': [2.0]}]]
     """
 
-    def __init__(self, spec: Definition, events: Any, queries: Any, memory: int = 2**25) -> None:
+    def __init__(
+        self,
+        spec: Definition,
+        events: Any,
+        queries: Any,
+        places: Sequence[int] = (0,),
+        memory: int = 2**25,
+    ) -> None:
         self.spec, self.memory = spec, memory
+        self.places = np.asarray(places, dtype=np.int64)
         none = np.zeros(0, np.int64)
         self._no_events = EventColumns.read(spec, events).take(none)
-        asked = queries.slice(0, 0)
+        asked = queries.slice(0, 0).cast(_plain(queries.schema))
         pooled = pool_events(spec, self._no_events, QueryColumns.read(spec, asked))
         self._row_bytes = sum(c.itemsize * math.prod(c.shape[1:]) for c in pooled.values())
         self.schema = Pooled(pooled).to_arrow(asked).schema
         """Of the batches that come out."""
-        rest = (name for name in spec.columns if name not in (spec.key, spec.time))
-        self.event_columns: tuple[str, ...] = tuple(dict.fromkeys((spec.value.column, *rest)))
-        """The columns of events in the struct ``event``."""
-        self._event_type = _struct(events.select(self.event_columns))
-        self._query_type = _struct(queries)
+        self._events = _with_bucket(events.select(spec.columns).schema)
+        self._queries = _with_bucket(queries.schema)
         reach = [length.longest(spec.unit) if isinstance(length, Calendar) else length
                  for _, length in spec.lengths]  # fmt: skip
         self._reach = None if None in reach else max(length for length in reach if length)
 
+    def event_blocks(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Packs events into batches of blocks. A block has the columns
+
+        - ``place``: one of `places`;
+        - ``bucket`` and ``time``: none of its rows comes before these;
+        - ``asked``: whether they are queries;
+        - ``block``: the rows, in bytes.
+        """
+        return self._packed(batches, self._events, asked=False)
+
+    def query_blocks(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Packs queries."""
+        return self._packed(batches, self._queries, asked=True)
+
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The rows of a partition to Arrow batches of its results."""
-        kept, held, size = self._no_events, [], 0
-        order = _Order()
-        for batch in batches:
-            if not len(batch):
-                continue
-            held.append(batch)
-            queries = len(batch) - batch.column("query").null_count
-            size += batch.nbytes + queries * self._row_bytes
-            # As much as is kept, so that what is kept of a key is not read again for each batch.
-            if size >= max(self.memory, kept.nbytes):
-                results, kept = self._pooled(kept, held, order)
-                held, size = [], 0
-                yield from results
-        if held:
-            yield from self._pooled(kept, held, order)[0]
-
-    def event_rows(self, events: Any) -> Any:
-        """Rows of these events, an Arrow table or batch with their columns."""
-        return self._rows(events, "event", self.event_columns)
-
-    def query_rows(self, queries: Any) -> Any:
-        """Rows of these queries."""
-        return self._rows(queries, "query", queries.schema.names)
-
-    def _rows(self, table: Any, struct: str, names: Sequence[str]) -> Any:
-        pa = arrow_of("rows")
-        table = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
-        key = table.column(self.spec.key)
-        if pa.types.is_integer(key.type):
-            key = key.cast(pa.int64())
-        time, aware = times_of(table.column(self.spec.time), self.spec.time, self.spec.unit)
-        kinds = {"event": self._event_type, "query": self._query_type}
-        columns = {
-            name: table.select(names).to_struct_array() if name == struct
-            else pa.nulls(len(table), kind)
-            for name, kind in kinds.items()
-        }  # fmt: skip
-        clock = pa.timestamp(self.spec.unit, "UTC" if aware else None)
-        return pa.table({"key": key, "time": pa.array(time, clock), **columns})
-
-    def _pooled(
-        self, kept: EventColumns, batches: list[Any], order: _Order
-    ) -> tuple[list[Any], EventColumns]:
-        """The results of some rows behind the events that are kept, and those to keep then."""
+        """The blocks of a partition to Arrow batches of its results."""
         pa = arrow_of("partitions")
-        rows = pa.Table.from_batches(batches)
-        try:
-            events = self._events(kept, rows.filter(rows.column("event").is_valid()))
-            asked = rows.filter(rows.column("query").is_valid())
-            results: list[Any] = []
-            if len(asked):
-                columns = _columns(asked, "query")
-                queries = QueryColumns.read(self.spec, {**columns, **self._places(asked)})
-                pooled = Pooled(pool_events(self.spec, events, queries))
-                results = pooled.to_arrow(pa.table(columns)).to_batches(max_chunksize=ROWS)
-            order.follow(keys_of(rows.column("key"), "key"), self._times(rows))
-            return results, self._reached(events, rows)
-        except PoolError as error:
-            raise error.during(f"{self.spec.context}, in {len(rows)} rows of a partition") from None
-
-    def _places(self, rows: Any) -> dict[str, Any]:
-        return {self.spec.key: rows.column("key"), self.spec.time: rows.column("time")}
-
-    def _events(self, kept: EventColumns, rows: Any) -> EventColumns:
-        """The events in these rows behind those that are kept."""
-        if not len(rows):
-            return kept
-        table = {**_columns(rows, "event"), **self._places(rows)}
-        events = EventColumns.read(self.spec, table)
-        check_widths(self.spec, self._no_events, events)
-        return joined([kept, events]) if len(kept) else events
-
-    def _reached(self, events: EventColumns, rows: Any) -> EventColumns:
-        """Those that later queries may see: they are of the last key, and not before it."""
-        key = keys_of(rows.column("key").slice(len(rows) - 1), "key").of(events.keys)[0]
-        seen = events.keys.codes == key
-        if self._reach is not None:
-            last = int(self._times(rows.slice(len(rows) - 1))[0])
-            seen &= events.time >= max(last - self._reach, np.iinfo(np.int64).min)
-        return events.take(np.flatnonzero(seen))
-
-    def _times(self, rows: Any) -> np.ndarray:
-        return times_of(rows.column("time"), "time", self.spec.unit)[0]
-
-
-class _Order:
-    """The order of a partition's rows, followed from one part of them to the next."""
-
-    def __init__(self) -> None:
-        self._passed: set[Any] = set()
-        self._key: Any = None
-        self._time = 0
-
-    def follow(self, keys: Keys, time: np.ndarray) -> None:
-        """Refuses rows of a key that has passed, or of a time that has."""
-        begins = np.append(True, keys.codes[1:] != keys.codes[:-1])
-        begun = keys.take(np.flatnonzero(begins)).values().tolist()
-        back = np.flatnonzero(~begins[1:] & (time[1:] < time[:-1]))
-        late = keys.take(back[:1]).values().tolist()
-        if begun[0] == self._key:
-            late = begun if time[0] < self._time else late
-            begun = begun[1:]
-        if late:
-            raise PoolValueError(
-                f"rows of the key {late[0]!r} are not in the order of their times",
-                "Sort the rows of each key by time",
-            )
-        for key in begun:
-            if key in self._passed:
+        held = [self._events.empty_table(), self._queries.empty_table()]
+        size, mark = 0, (0, np.iinfo(np.int64).min)
+        came: list[list[Any]] = [[], []]  # of events and of queries, since
+        for bucket, time, asked, block in _blocks(batches):
+            if (bucket, time) < mark:
                 raise PoolValueError(
-                    f"rows of the key {key!r} are not behind each other",
-                    "Sort the rows of each partition by key and time",
+                    "the blocks of a partition are not in their order",
+                    "Sort the blocks of each partition by bucket and time",
                 )
-            self._passed.add(key)
-            self._key = key
-        self._time = int(time[-1])
+            mark = bucket, time
+            # As much as is held, so that this is not read again for each block.
+            if size >= max(self.memory, sum(rows.nbytes for rows in held)):
+                events, queries = map(_joined, held, came)
+                yield from self._pooled(self._before(events, mark), self._before(queries, mark))
+                held = [self._since(events, self._reached(mark)), self._since(queries, mark)]
+                came, size = [[], []], 0
+            rows = pa.ipc.read_record_batch(block, self._queries if asked else self._events)
+            came[asked].append(rows)
+            size += rows.nbytes + asked * len(rows) * self._row_bytes
+        yield from self._pooled(*map(_joined, held, came))
+
+    def _packed(self, batches: Iterable[Any], schema: Any, asked: bool) -> Iterator[Any]:
+        held, size = [], 0
+        for batch in batches:
+            held.append(batch.select(schema.names[1:]))
+            size += held[-1].nbytes
+            if size >= self.memory:
+                yield self._block(held, schema, asked)
+                held, size = [], 0
+        if size:
+            yield self._block(held, schema, asked)
+
+    def _block(self, batches: list[Any], schema: Any, asked: bool) -> Any:
+        """A batch of blocks of these rows."""
+        pa = arrow_of("blocks")
+        rows = pa.Table.from_batches(batches).combine_chunks()
+        columns = dict(zip(rows.column_names, rows.columns, strict=True))
+        column = finder(columns, "queries" if asked else "events")
+        try:
+            bucket = _buckets(keys_of(column(self.spec.key), self.spec.key))
+            time, _ = times_of(column(self.spec.time), self.spec.time, self.spec.unit)
+        except PoolError as error:
+            raise error.during(self.spec.context) from None
+        order = _order(bucket, time)
+        bucket, time = bucket[order].astype(np.int64), time[order]
+        ordered = [pa.array(bucket), *rows.take(pa.array(order)).columns]
+        (whole,) = pa.table(ordered, schema.names).cast(schema).combine_chunks().to_batches()
+        place = bucket * len(self.places) // BUCKETS
+        most = max(len(rows) * self.memory // (BLOCKS * whole.nbytes), 1)
+        # A block ends where a place does, or is full.
+        begins = np.flatnonzero(np.append(True, place[1:] != place[:-1]))
+        ends = np.append(begins[1:], len(rows))
+        begins = np.concatenate(
+            [np.arange(*run, most) for run in zip(begins, ends, strict=True)], dtype=np.int64
+        )
+        sizes = np.diff(begins, append=len(rows))
+        blocks = [whole.slice(*run).serialize().to_pybytes()
+                  for run in zip(begins.tolist(), sizes.tolist(), strict=True)]  # fmt: skip
+        return pa.record_batch({
+            "place": self.places[place[begins]],
+            "bucket": bucket[begins],
+            "time": np.minimum.reduceat(time, begins),
+            "asked": np.full(len(begins), asked),
+            "block": pa.array(blocks, pa.binary()),
+        })  # fmt: skip
+
+    def _pooled(self, events: Any, queries: Any) -> Iterator[Any]:
+        """The results of these queries, of which all events have come."""
+        try:
+            log = self._no_events
+            if len(events):
+                log = EventColumns.read(self.spec, events)
+                check_widths(self.spec, self._no_events, log)
+            if len(queries):
+                queries = queries.drop_columns([BUCKET])
+                asked = QueryColumns.read(self.spec, queries)
+                pooled = Pooled(pool_events(self.spec, log, asked))
+                results = pooled.to_arrow(queries).combine_chunks()
+                yield from results.to_batches(max_chunksize=ROWS)
+        except PoolError as error:
+            rows = f"{len(events)} events and {len(queries)} queries of a partition"
+            raise error.during(f"{self.spec.context}, in {rows}") from None
+
+    def _before(self, rows: Any, mark: Mark) -> Any:
+        return rows.filter(arrow_of("rows").array(~self._is_since(rows, mark)))
+
+    def _since(self, rows: Any, mark: Mark) -> Any:
+        return rows.filter(arrow_of("rows").array(self._is_since(rows, mark)))
+
+    def _is_since(self, rows: Any, mark: Mark) -> np.ndarray:
+        bucket = rows.column(BUCKET).to_numpy()
+        time, _ = times_of(rows.column(self.spec.time), self.spec.time, self.spec.unit)
+        return (bucket > mark[0]) | ((bucket == mark[0]) & (time >= mark[1]))
+
+    def _reached(self, mark: Mark) -> Mark:
+        """From where on events are seen by queries that are not before a mark."""
+        least = np.iinfo(np.int64).min
+        return mark[0], least if self._reach is None else max(mark[1] - self._reach, least)
 
 
-def _struct(table: Any) -> Any:
-    return arrow_of("rows").struct(list(table.schema))
+def _buckets(keys: Keys) -> np.ndarray:
+    """(n) uint16: a hash of each key, by the finaliser of SplitMix64 (Steele et al., "Fast
+    splittable pseudorandom number generators", 2014)."""
+    if keys.names is None:
+        code = keys.codes.astype(np.uint64)
+    else:
+        names = (n.encode() if isinstance(n, str) else n for n in keys.names.tolist())
+        code = np.fromiter(map(zlib.crc32, names), np.uint64, len(keys.names))[keys.codes]
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        code = (code ^ (code >> np.uint64(shift))) * np.uint64(factor)
+    return (code >> np.uint64(48)).astype(np.uint16)
 
 
-def _columns(rows: Any, struct: str) -> dict[str, Any]:
-    """The columns in one of structs."""
-    column = rows.column(struct)
-    names = [column.type.field(i).name for i in range(column.type.num_fields)]
-    return dict(zip(names, column.flatten(), strict=True))
+def _order(bucket: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """That of buckets and, in each, of times to 16 bits: NumPy sorts such numbers by radix."""
+    least = int(time.min())
+    shift = max((int(time.max()) - least).bit_length() - 16, 0)
+    past = time.astype(np.uint64) - np.uint64(least % 2**64)
+    order = np.argsort((past >> np.uint64(shift)).astype(np.uint16), kind="stable")
+    return order[np.argsort(bucket[order], kind="stable")]
+
+
+def _blocks(batches: Iterable[Any]) -> Iterator[tuple[int, int, bool, Any]]:
+    """The bucket and time of each block, whether it is of queries, and its bytes."""
+    for batch in batches:
+        numbers = (batch.column(name).to_pylist() for name in ("bucket", "time", "asked"))
+        bytes_ = (block.as_buffer() for block in batch.column("block"))
+        yield from zip(*numbers, bytes_, strict=True)
+
+
+def _plain(schema: Any) -> Any:
+    """A schema without dictionaries, which each block would have in full."""
+    pa = arrow_of("rows")
+    return pa.schema(
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in schema
+    )
+
+
+def _with_bucket(schema: Any) -> Any:
+    pa = arrow_of("rows")
+    return pa.schema([pa.field(BUCKET, pa.int64()), *_plain(schema)])
+
+
+def _joined(held: Any, came: list[Any]) -> Any:
+    pa = arrow_of("rows")
+    return pa.concat_tables([held, pa.Table.from_batches(came, held.schema)])

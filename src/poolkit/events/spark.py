@@ -1,10 +1,10 @@
-"""Spark: events and queries in one frame, partitioned by key and sorted, to `PartitionPool`."""
+"""Spark: blocks of events and queries in one frame, partitioned and sorted, to `PartitionPool`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PoolTypeError, PoolValueError, first_line
@@ -21,6 +21,7 @@ __all__ = ["is_session", "pool_frames"]
 
 # Rows are copied a few times while they are pooled, and more of them at once are not faster.
 SHARE, MOST = 1 / 16, 2**25
+BLOCK = "place long, bucket long, time long, asked boolean, block binary"
 
 
 def is_session(given: object) -> bool:
@@ -42,15 +43,40 @@ def pool_frames(
     # An array of Spark has no width: the first event says it.
     arrays = [name for name, kind in events.dtypes if kind.startswith("array")]
     first = events.select(*read).limit(int(spec.value.column in arrays)).toArrow()
-    pool = PartitionPool(spec, first, queries.limit(0).toArrow(), min(int(memory * SHARE), MOST))
+    pool = PartitionPool(
+        spec, first, queries.limit(0).toArrow(), _places(session), min(int(memory * SHARE), MOST)
+    )
     types = _types(queries, list(pool.schema)[len(queries.columns) :])
     schema, shared = _in_lists(pool.schema), session.sparkContext.broadcast(pool)
+
+    def packed_events(batches: Iterator[Any]) -> Iterator[Any]:
+        return shared.value.event_blocks(batches)
+
+    def packed_queries(batches: Iterator[Any]) -> Iterator[Any]:
+        return shared.value.query_blocks(batches)
 
     def pooled(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in shared.value(batches):
             yield batch.cast(schema)
 
-    return _rows(pool, events, queries).mapInArrow(pooled, types)
+    blocks = events.select(*read).mapInArrow(packed_events, BLOCK)
+    blocks = blocks.union(queries.mapInArrow(packed_queries, BLOCK))
+    # Without a number, so that Spark puts small partitions together.
+    blocks = blocks.repartition("place").sortWithinPartitions("bucket", "time")
+    return blocks.mapInArrow(pooled, types)
+
+
+def _places(session: SparkSession) -> list[int]:
+    """Numbers that Spark sends to partitions of their own, one to each that it makes."""
+    name = "spark.sql.shuffle.partitions"
+    number = session.conf.get(
+        "spark.sql.adaptive.coalescePartitions.initialPartitionNum", session.conf.get(name)
+    )
+    count = int(number) if str(number).isdecimal() else 200  # Spark's default
+    hashes = f"transform(sequence(0L, {32 * count}L), i -> pmod(hash(i), {count}))"
+    row = session.sql(f"SELECT {hashes}").first()
+    assert row is not None
+    return list({partition: place for place, partition in enumerate(row[0])}.values())
 
 
 def _frame(session: SparkSession, given: Any, what: str) -> DataFrame:
@@ -72,40 +98,6 @@ def _frame(session: SparkSession, given: Any, what: str) -> DataFrame:
             "Write session.createDataFrame(table), or give paths of Parquet files",
         )
     return given
-
-
-def _rows(pool: PartitionPool, events: DataFrame, queries: DataFrame) -> DataFrame:
-    """The rows that `PartitionPool` takes: each key in one partition, in the order of time."""
-    from pyspark.sql import functions as F
-
-    def placed(frame: DataFrame, name: str, columns: Sequence[str]) -> DataFrame:
-        struct = F.struct(*map(_column, columns)).alias(name)
-        return frame.select(_key(frame, pool.spec.key), _time(frame, pool.spec.time), struct)
-
-    logged = placed(events, "event", pool.event_columns)
-    asked = placed(queries, "query", queries.columns)
-    rows = logged.unionByName(asked, allowMissingColumns=True)
-    return rows.repartition("key").sortWithinPartitions("key", "time")
-
-
-def _key(frame: DataFrame, name: str) -> Column:
-    from pyspark.sql.types import IntegralType, LongType, StringType
-
-    column, kind = _column(name), frame.schema[name].dataType
-    if isinstance(kind, IntegralType):
-        column = column.cast(LongType())
-    elif isinstance(kind, StringType):  # equal are equal bytes, whatever its collation
-        column = column.cast(StringType())
-    return column.alias("key")
-
-
-def _time(frame: DataFrame, name: str) -> Column:
-    from pyspark.sql.types import DateType, TimestampNTZType
-
-    column = _column(name)
-    if isinstance(frame.schema[name].dataType, DateType):
-        column = column.cast(TimestampNTZType())
-    return column.alias("time")
 
 
 def _column(name: str) -> Column:
