@@ -21,25 +21,36 @@ REDUCE = ["count", "sum", "max", "std", decay("3s"), last(2), attend("target")]
 WINDOWS = ["1s", "7s", calendar("1d", tz="Europe/Paris")]
 
 
-def partitions(pool: PartitionPool, events: Any, queries: Any, parts: int) -> list[Any]:
-    """A cluster in small: rows by key, each partition sorted."""
-    rows = pa.concat_tables([pool.event_rows(events), pool.query_rows(queries)])
-    part = np.array([hash(key) % parts for key in rows.column("key").to_pylist()], dtype=int)
-    order = [("key", "ascending"), ("time", "ascending")]
-    return [rows.filter(pa.array(part == p)).sort_by(order) for p in range(parts)]
+def partitions(pool: PartitionPool, events: Any, queries: Any, size: int = 1000) -> list[Any]:
+    """A cluster in small: blocks by place, those of each sorted."""
+    packed = [
+        *pool.event_blocks(iter(events.to_batches(max_chunksize=size))),
+        *pool.query_blocks(iter(queries.to_batches(max_chunksize=size))),
+    ]
+    blocks = pa.Table.from_batches(packed, pool.block_schema)
+    order = [("bucket", "ascending"), ("time", "ascending")]
+    return [
+        blocks.filter(pa.compute.equal(blocks["place"], place)).sort_by(order)
+        for place in pool.places
+    ]
 
 
-def pooled(spec: WindowPool, events: Any, queries: Any, size: int, memory: int, parts: int) -> Any:
+def pooled(
+    spec: WindowPool, events: Any, queries: Any, size: int, packing: int, memory: int
+) -> Any:
     """The results of the partitions, in the order of the queries."""
     queries = queries.append_column("place", pa.array(np.arange(len(queries))))
-    pool = pickle.loads(pickle.dumps(PartitionPool(spec, events, queries, memory)))
+    pools = [
+        pickle.loads(pickle.dumps(PartitionPool(spec, events, queries, [3, 7, 5], given)))
+        for given in (packing, memory)
+    ]
     batches = [
         batch
-        for rows in partitions(pool, events, queries, parts)
-        for batch in pool(iter(rows.to_batches(max_chunksize=size)))
+        for blocks in partitions(pools[0], events, queries, size)
+        for batch in pools[1](iter(blocks.to_batches(max_chunksize=size)))
     ]
-    assert all(batch.schema.equals(pool.schema) for batch in batches)
-    out = pa.Table.from_batches(batches, pool.schema).sort_by("place")
+    assert all(batch.schema.equals(pools[1].schema) and len(batch) for batch in batches)
+    out = pa.Table.from_batches(batches, pools[1].schema).sort_by("place")
     assert out.select(queries.column_names).equals(queries)
     return out.drop_columns(queries.column_names)
 
@@ -54,13 +65,16 @@ def same_bits(got: Any, want: Any) -> None:
     same(columns, want)
 
 
-@given(cases(), st.integers(1, 20), st.sampled_from([1, 300, 2**20]), st.booleans(), st.booleans())
+MEMORY = st.sampled_from([1, 300, 2**20])
+
+
+@given(cases(), st.integers(1, 20), MEMORY, MEMORY, st.booleans(), st.booleans())
 def test_any_batches_and_memory(
-    case: Case, size: int, memory: int, bounded: bool, named: bool
+    case: Case, size: int, packing: int, memory: int, bounded: bool, named: bool
 ) -> None:
     spec = case.spec(reduce=REDUCE, windows=WINDOWS if bounded else [*WINDOWS, None])
     events, queries = (arrow(text(t) if named else t) for t in (case.events, case.queries))
-    same_bits(pooled(spec, events, queries, size, memory, 2), spec.asof(events, queries))
+    same_bits(pooled(spec, events, queries, size, packing, memory), spec.asof(events, queries))
 
 
 SPEC = WindowPool("user", "ts", Column("vector"), ["100s", "900s"], known_at="known",
@@ -72,19 +86,53 @@ def test_of_a_key_with_many_events_those_are_held_that_windows_reach() -> None:
     events = pa.table({"user": np.zeros(20_000, int), "ts": seconds, "x": np.arange(20_000.0)})
     queries = events.select(["user", "ts"]).slice(0, 20_000).take(np.arange(7, 20_000, 70))
     spec = WindowPool("user", "ts", Column("x"), ["40s", "100s"], ["count", "sum"])
-    kept = []
+    held = []
 
     class Watched(PartitionPool):
-        def _reached(self, events: Any, rows: Any) -> Any:
-            kept.append(super()._reached(events, rows))
-            return kept[-1]
+        def _pooled(self, events: Any, queries: Any) -> Any:
+            held.append(len(events))
+            return super()._pooled(events, queries)
 
-    pool = Watched(spec, events, queries, memory=1000)
-    rows = partitions(pool, events, queries, 1)[0].to_batches(max_chunksize=50)
-    out = pa.Table.from_batches(pool(rows))
+    pool = Watched(spec, events, queries, memory=2**12)
+    (blocks,) = partitions(pool, events, queries, 50)
+    out = pa.Table.from_batches(pool(blocks.to_batches())).sort_by("ts")
     assert out["count_100s"].to_pylist()[2:] == [100] * (len(queries) - 2)
-    assert len(kept) > 100
-    assert max(map(len, kept)) == 101
+    assert len(held) > 100
+    assert max(held) < 500
+
+
+def test_keys_are_spread_evenly_whatever_their_type() -> None:
+    time = np.zeros(9000, "datetime64[s]")
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"])
+    for user in (np.arange(9000), np.arange(9000) << 40, np.arange(9000).astype(str)):
+        events = pa.table({"user": user, "ts": time, "x": np.zeros(9000)})
+        pool = PartitionPool(spec, events, events, range(10))
+        counts = [
+            sum(batch["count_all"].to_pylist() == [0] * len(batch) and len(batch)
+                for batch in pool(blocks.to_batches()))
+            for blocks in partitions(pool, events, events)
+        ]  # fmt: skip
+        assert sum(counts) == 9000
+        assert max(counts) < 1000
+
+
+def test_keys_of_other_types_meet() -> None:
+    """Integers of any width, and texts in a dictionary or out of it."""
+    time = np.arange(6).astype("datetime64[s]")
+    spec = WindowPool("user", "ts", Column("x"), [None], ["sum"])
+    text_keys = pa.array(list("abcabc"))
+    for ours, theirs in [
+        (np.array([1, 2, 3] * 2, np.int8), np.array([1, 2, 3] * 2, np.uint64)),
+        (text_keys, text_keys.dictionary_encode()),
+        (text_keys.dictionary_encode(), text_keys.cast(pa.large_string())),
+    ]:
+        events = pa.table({"user": ours, "ts": time, "x": np.arange(6.0)})
+        queries = pa.table({"user": theirs, "ts": time + 9, "label": text_keys.dictionary_encode()})
+        pool = PartitionPool(spec, events, queries, range(3))
+        found = [b for p in partitions(pool, events, queries) for b in pool(p.to_batches())]
+        out = pa.Table.from_batches(found).sort_by("ts")
+        assert out["label"].to_pylist() == list("abcabc")
+        assert out["sum_all"].to_pylist() == [[3.0], [5.0], [7.0]] * 2
 
 
 def test_partitions_of_queries_alone_know_the_width() -> None:
@@ -92,8 +140,8 @@ def test_partitions_of_queries_alone_know_the_width() -> None:
     lists = events.column("vector").cast(pa.list_(pa.float64()))
     events = events.set_column(events.column_names.index("vector"), "vector", lists)
     pool = PartitionPool(SPEC, events.slice(0, 1), queries.slice(0, 0))
-    rows = pool.query_rows(queries).sort_by([("key", "ascending"), ("time", "ascending")])
-    (batch,) = pool(rows.to_batches())
+    (blocks,) = partitions(pool, events.slice(0, 0), queries)
+    (batch,) = pool(blocks.to_batches())
     assert batch.schema.equals(pool.schema)
     assert np.array(batch["mean_100s"].to_pylist()).tolist() == np.zeros((20, 5)).tolist()
     assert list(pool([])) == []
@@ -107,7 +155,7 @@ def test_lookups_and_other_reductions() -> None:
     value = Lookup("item", table, ids=items[:1500], missing="skip")
     spec = WindowPool("user", "ts", value, ["100s", None], ["mean", "median"], accumulate="exact")
     log, asked = arrow({**events, "item": items}), arrow(queries)
-    same_bits(pooled(spec, log, asked, 70, 1000, 3), spec.asof(log, asked))
+    same_bits(pooled(spec, log, asked, 70, 2000, 1000), spec.asof(log, asked))
 
 
 def test_times_in_other_units_and_zones() -> None:
@@ -149,64 +197,60 @@ def test_values_are_refused_when_they_come() -> None:
     events = pa.table({"user": [1, 1, 2], "ts": time, "x": [[1.0], [2.0, 3.0], [np.nan]]})
     queries = pa.table({"user": [1, 3, 2], "ts": time})
     pool = PartitionPool(spec, events.slice(0, 1), queries, memory=1)
-    rows = [pool.event_rows(events), pool.query_rows(queries)]
-    for parts, message in [
-        ([rows[0].slice(1, 1)], r"x holds vectors of 1 and of 2 numbers.*in 1 rows of a partition"),
-        ([rows[0].slice(2)], "x has a value that is not finite"),
-        ([rows[1].slice(1, 1)], "query 0 sees no event in 5s"),
-        ([rows[0].slice(0, 2).take([1, 0])], "vectors of 1 to 2 numbers"),
-        ([rows[0].take([0]), rows[1].take([0])], None),
+    for logged, asked, message in [
+        ([1], [], r"x holds vectors of 1 and of 2 numbers.*in 1 events and 0 queries of a partit"),
+        ([2], [], "x has a value that is not finite in event 0"),
+        ([], [1], "query 0 sees no event in 5s"),
+        ([0, 1], [], "vectors of 1 to 2 numbers"),
+        ([0], [0], "query 0 sees no event"),
     ]:
-        batches = pa.concat_tables(parts).combine_chunks().to_batches()
-        if message is None:
-            with pytest.raises(PoolError, match="query 0 sees no event"):
-                list(pool(batches))
-            continue
+        tables = (table.take(np.array(rows, int)) for table, rows in
+                  ((events, logged), (queries, asked)))  # fmt: skip
+        (blocks,) = partitions(PartitionPool(spec, events.slice(0, 1), queries), *tables)
         with pytest.raises(PoolError, match=message):
-            list(pool(batches))
+            list(pool(blocks.to_batches()))
 
 
-@pytest.mark.parametrize("memory", [1, 2**25], ids=["a row at a time", "at once"])
-@pytest.mark.parametrize("keys", [int, str, str.encode])
 @pytest.mark.parametrize(
-    ("users", "times", "message"),
+    ("name", "change", "message"),
     [
-        ("122", [3, 2, 1], r"key b?'?2'? are not in the order of their times"),
-        ("11", [100, 50], "not in the order of their times"),
-        ("1222", [9, 1, 5, 4], "not in the order of their times"),
-        ("121", [1, 1, 1], r"key b?'?1'? are not behind each other"),
-        ("12231", [1, 1, 2, 1, 2], "not behind each other"),
-        ("2213", [1, 1, 9, 0], None),
+        ("user", [1, None], "user of events has 1 nulls in 2 rows, while pooling events of 'user'"),
+        ("ts", pa.array([1, None], pa.timestamp("s")), "ts of events has 1 nulls in 2 rows"),
+        ("ts", pa.array([1, 2**62], pa.timestamp("s")), "while pooling events of 'user'"),
     ],
 )
-def test_rows_in_a_wrong_order_are_refused(
-    users: str, times: list[int], message: str | None, keys: Any, memory: int
+def test_keys_and_times_are_refused_where_they_are_packed(
+    name: str, change: Any, message: str
 ) -> None:
-    """Queries and events alternate, and nothing is missed where a part of the rows ends."""
+    table = {"user": [1, 1], "ts": pa.array([1, 2], pa.timestamp("s")), "x": [1.0, 2.0]}
+    spec = WindowPool("user", "ts", Column("x"), ["5s"])
+    good, bad = pa.table(table), pa.table({**table, name: change})
+    pool = PartitionPool(spec, good, good)
+    with pytest.raises(PoolError, match=message):
+        list(pool.event_blocks(bad.to_batches()))
+
+
+def test_blocks_in_a_wrong_order_are_refused() -> None:
     spec = WindowPool("user", "ts", Column("x"), ["5s"], ["count"])
-    user, ts = [keys(user) for user in users], np.array(times, "datetime64[s]")
-    table = pa.table({"user": user, "ts": ts, "x": np.ones(len(times))})
-    pool = PartitionPool(spec, table, table.select(["user", "ts"]), memory)
-    rows = [
-        (pool.event_rows(row) if place % 2 else pool.query_rows(row.select(["user", "ts"])))
-        for place in range(len(times))
-        for row in [table.slice(place, 1)]
-    ]
-    batches = pa.concat_tables(rows).to_batches(max_chunksize=1)
-    if message is None:
-        assert pa.Table.from_batches(pool(batches))["count_5s"].to_pylist() == [0, 0]
-        return
-    with pytest.raises(PoolValueError, match=message):
-        list(pool(batches))
+    for users in ([1, 1, 1], [1, 2, 3]):
+        time = np.array([1, 2, 3], "datetime64[s]")
+        table = pa.table({"user": users, "ts": time, "x": np.ones(3)})
+        pool = PartitionPool(spec, table, table, memory=1)
+        (blocks,) = partitions(pool, table.slice(0, 0), table, 1)
+        assert len(blocks) == 3
+        with pytest.raises(PoolValueError, match=r"not in their order.*by bucket and time"):
+            list(pool(blocks.take([0, 2, 1]).to_batches()))
 
 
-def test_batches_without_rows_are_passed_over() -> None:
+def test_nothing_gives_nothing() -> None:
     spec = WindowPool("user", "ts", Column("x"), ["5s"], ["count"])
     events = pa.table({"user": [1], "ts": np.array([3], "datetime64[s]"), "x": [1.0]})
-    pool = PartitionPool(spec, events, events.select(["user", "ts"]))
-    (batch,) = pool.query_rows(events.select(["user", "ts"])).to_batches()
-    assert list(pool([batch.slice(0, 0)])) == []
-    assert len(list(pool([batch.slice(0, 0), batch, batch.slice(0, 0)]))) == 1
+    pool = PartitionPool(spec, events, events)
+    (nothing,) = events.slice(0, 0).to_batches() or [pa.RecordBatch.from_pylist([], events.schema)]
+    assert list(pool([])) == list(pool.event_blocks([nothing])) == []
+    blocks = list(pool.query_blocks([nothing, *events.to_batches(), nothing]))
+    assert sum(map(len, pool(blocks))) == 1
+    assert list(pool(pool.event_blocks(events.to_batches()))) == []
 
 
 def test_results_do_not_replace_columns_of_queries() -> None:

@@ -88,6 +88,10 @@ class PartitionPool:
         self._row_bytes = sum(c.itemsize * math.prod(c.shape[1:]) for c in pooled.values())
         self.schema = Pooled(pooled).to_arrow(asked).schema
         """Of the batches that come out."""
+        pa = arrow_of("blocks")
+        numbers = {name: pa.int64() for name in ("place", "bucket", "time")}
+        self.block_schema = pa.schema({**numbers, "asked": pa.bool_(), "block": pa.binary()})
+        """Of blocks."""
         self._events = _with_bucket(events.select(spec.columns).schema)
         self._queries = _with_bucket(queries.schema)
         reach = [length.longest(spec.unit) if isinstance(length, Calendar) else length
@@ -95,7 +99,7 @@ class PartitionPool:
         self._reach = None if None in reach else max(length for length in reach if length)
 
     def event_blocks(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Packs events into batches of blocks. A block has the columns
+        """Packs events into batches of blocks, which have the columns
 
         - ``place``: one of `places`;
         - ``bucket`` and ``time``: none of its rows comes before these;
@@ -147,8 +151,8 @@ class PartitionPool:
         """A batch of blocks of these rows."""
         pa = arrow_of("blocks")
         rows = pa.Table.from_batches(batches).combine_chunks()
-        columns = dict(zip(rows.column_names, rows.columns, strict=True))
-        column = finder(columns, "queries" if asked else "events")
+        table = dict(zip(rows.column_names, rows.columns, strict=True))
+        column = finder(table, "queries" if asked else "events")
         try:
             bucket = _buckets(keys_of(column(self.spec.key), self.spec.key))
             time, _ = times_of(column(self.spec.time), self.spec.time, self.spec.unit)
@@ -169,13 +173,10 @@ class PartitionPool:
         sizes = np.diff(begins, append=len(rows))
         blocks = [whole.slice(*run).serialize().to_pybytes()
                   for run in zip(begins.tolist(), sizes.tolist(), strict=True)]  # fmt: skip
-        return pa.record_batch({
-            "place": self.places[place[begins]],
-            "bucket": bucket[begins],
-            "time": np.minimum.reduceat(time, begins),
-            "asked": np.full(len(begins), asked),
-            "block": pa.array(blocks, pa.binary()),
-        })  # fmt: skip
+        numbers = self.places[place[begins]], bucket[begins], np.minimum.reduceat(time, begins)
+        columns = [*numbers, np.full(len(begins), asked), blocks]
+        arrays = [pa.array(c, t) for c, t in zip(columns, self.block_schema.types, strict=True)]
+        return pa.record_batch(arrays, self.block_schema)
 
     def _pooled(self, events: Any, queries: Any) -> Iterator[Any]:
         """The results of these queries, of which all events have come."""
