@@ -116,7 +116,7 @@ class PartitionPool:
         """The blocks of a partition to Arrow batches of its results."""
         pa = arrow_of("partitions")
         held = [self._events.empty_table(), self._queries.empty_table()]
-        size, mark = 0, (0, np.iinfo(np.int64).min)
+        size, most, mark = 0, self.memory, (0, np.iinfo(np.int64).min)
         came: list[list[Any]] = [[], []]  # of events and of queries, since
         for bucket, time, asked, block in _blocks(batches):
             if (bucket, time) < mark:
@@ -125,12 +125,13 @@ class PartitionPool:
                     "Sort the blocks of each partition by bucket and time",
                 )
             mark = bucket, time
-            # As much as is held, so that this is not read again for each block.
-            if size >= max(self.memory, sum(rows.nbytes for rows in held)):
+            if size >= most:
                 events, queries = map(_joined, held, came)
                 yield from self._pooled(self._before(events, mark), self._before(queries, mark))
                 held = [self._since(events, self._reached(mark)), self._since(queries, mark)]
                 came, size = [[], []], 0
+                # As much as is held, so that this is not read again for each block.
+                most = max(self.memory, sum(rows.nbytes for rows in held))
             rows = pa.ipc.read_record_batch(block, self._queries if asked else self._events)
             came[asked].append(rows)
             size += rows.nbytes + asked * len(rows) * self._row_bytes
@@ -199,7 +200,8 @@ class PartitionPool:
         return rows.filter(arrow_of("rows").array(~self._is_since(rows, mark)))
 
     def _since(self, rows: Any, mark: Mark) -> Any:
-        return rows.filter(arrow_of("rows").array(self._is_since(rows, mark)))
+        rows = rows.filter(arrow_of("rows").array(self._is_since(rows, mark)))
+        return rows.combine_chunks()  # of which most have no rows now
 
     def _is_since(self, rows: Any, mark: Mark) -> np.ndarray:
         bucket = rows.column(BUCKET).to_numpy()
