@@ -1,13 +1,14 @@
 """What it costs on Spark to average the events of the past 7 and 30 days before each query.
 
-Skewed users and their events over 90 days, in Parquet; an event has a vector of float32 or, with
---items, names one of a table of so many, which every way gets by a broadcast. Against a range join
-with vector_avg, and a cogroup with applyInPandas in which NumPy subtracts prefix sums. Results are
-made in full and thrown away. Answers are compared first. Times are over poolkit's, in rounds, with
-their quartiles.
+Skewed users and their events over 90 days, in Parquet. An event names an item of a table of
+vectors, which every way gets by a broadcast, or, with 0 items, has a vector of float32 itself.
+Against a range join with vector_avg, and a cogroup with applyInPandas in which NumPy subtracts
+prefix sums. Results are made in full and thrown away. Answers are compared first. Times are over
+poolkit's, in rounds, with their quartiles. By default a user has as many events as in MovieLens
+25M, of as many items.
 
     python benchmarks/spark.py
-    python benchmarks/spark.py --items 100000 --events 2000000
+    python benchmarks/spark.py --users 20000 6500 2000 --items 60000 0
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -41,13 +43,15 @@ TARGETS = {"range join": 2.0, "applyInPandas": 5.0}
 class Data:
     """A log and its queries as frames, and the table of items."""
 
-    def __init__(self, session: SparkSession, folder: Path, given: argparse.Namespace) -> None:
+    def __init__(
+        self, session: SparkSession, folder: Path, users: int, items: int, given: argparse.Namespace
+    ) -> None:
         rng = np.random.default_rng(0)
-        self.session, self.items = session, given.items
-        share = 1 / np.arange(1, given.users + 1) ** 0.8
+        self.session, self.items = session, items
+        share = 1 / np.arange(1, users + 1) ** 0.8
         time = pa.timestamp("us", "UTC")
         log = {
-            "user": rng.choice(given.users, given.events, p=share / share.sum()),
+            "user": rng.choice(users, given.events, p=share / share.sum()),
             "ts": pa.array(rng.integers(0, 90 * DAY, given.events), time),
         }
         if self.items:
@@ -62,7 +66,7 @@ class Data:
             log["vector"] = vectors(values)
         asked = {
             "q": np.arange(given.queries),
-            "user": rng.integers(0, given.users, given.queries),
+            "user": rng.integers(0, users, given.queries),
             "ts": pa.array(rng.integers(0, 90 * DAY, given.queries), time),
         }
         for name, table in (("log", log), ("asked", asked)):
@@ -172,10 +176,10 @@ def answer(frame: DataFrame, width: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--users", type=int, nargs="+", default=[6500])
     parser.add_argument("--queries", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--items", type=int, default=0, help="0: a vector in each event")
+    parser.add_argument("--items", type=int, nargs="+", default=[60_000], help="0: vectors")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", default=",".join(WAYS), help="names, with commas")
     parser.add_argument("--master", default="local[2]")
@@ -196,19 +200,35 @@ def main() -> None:
         )
         session.sparkContext.setLogLevel("OFF")
         try:
-            measure(Data(session, Path(folder), given), given)
+            print(
+                f"Spark {session.version}, {given.master}, {given.partitions} partitions; "
+                f"{given.events} events, {given.queries} queries, vectors of {given.width}; "
+                f"{given.rounds} rounds, load {os.getloadavg()[0]:.1f}; asked: "
+                + ", ".join(f"{name} {factor:g}x" for name, factor in TARGETS.items())
+            )
+            ways = {name: WAYS[name] for name in given.ways.split(",")}
+            print_row("value", "events a user", "time", *ways)
+            print_row(*["---"] * (len(ways) + 3))
+            for items, users in product(given.items, given.users):
+                here = Path(folder, f"{items}-{users}")
+                here.mkdir()
+                rows = measure(Data(session, here, users, items, given), ways, given)
+                value = f"one of {items} items" if items else "a vector"
+                for what, cells in rows.items():
+                    each = f"{given.events / users:.0f}"
+                    print_row(value, each, what, *cells)
         finally:
             session.stop()
 
 
-def measure(data: Data, given: argparse.Namespace) -> None:
-    print(
-        f"Spark {data.session.version}, {given.master}, {given.partitions} partitions; "
-        f"{given.events} events of {given.users} users, {given.queries} queries, "
-        f"{f'{given.items} items' if given.items else 'vectors in the events'}; "
-        f"{given.rounds} rounds, load {os.getloadavg()[0]:.1f}"
-    )
-    ways = {name: WAYS[name] for name in given.ways.split(",")}
+def print_row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def measure(
+    data: Data, ways: dict[str, Callable[[Data], DataFrame]], given: argparse.Namespace
+) -> dict[str, list[str]]:
+    """Wall and CPU time, and in each what is to be said of every way."""
     right = answer(by_poolkit(data), given.width)
     for name, way in ways.items():
         np.testing.assert_allclose(
@@ -222,16 +242,20 @@ def measure(data: Data, given: argparse.Namespace) -> None:
             ways[name](data).write.format("noop").mode("overwrite").save()
             wall[name].append(perf_counter() - start)
             cpu[name].append(cpu_seconds() - used)
-    for what, seconds in (("wall", wall), ("CPU", cpu)):
-        print(f"{what} time")
-        for name, times in seconds.items():
+    return {"wall": compared(wall), "CPU": compared(cpu)}
+
+
+def compared(seconds: dict[str, list[float]]) -> list[str]:
+    cells = []
+    for name, times in seconds.items():
+        cell = f"{median(times):.2f} s"
+        if name in TARGETS:
             paired = [t / own for t, own in zip(times, seconds["poolkit"], strict=True)]
             low, middle, high = quantiles(paired, n=4) if len(paired) > 1 else paired * 3
-            line = f"{name:>14} {median(times):7.2f} s {middle:6.2f}x ({low:.2f} to {high:.2f})"
-            if name in TARGETS:
-                verdict = "met" if middle >= TARGETS[name] else "MISSED"
-                line += f", target of {TARGETS[name]:g}x {verdict}"
-            print(line)
+            missed = "" if middle >= TARGETS[name] else ", missed"
+            cell += f": {middle:.1f}x ({low:.1f} to {high:.1f}){missed}"
+        cells.append(cell)
+    return cells
 
 
 if __name__ == "__main__":
