@@ -21,8 +21,11 @@ pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 from pyspark.errors import PythonException  # noqa: E402
 from pyspark.sql import SparkSession  # noqa: E402
+from pyspark.sql.functions import spark_partition_id  # noqa: E402
 from test_event_engines import arrow, text  # noqa: E402
 from test_events import skewed  # noqa: E402
+
+from poolkit.events.spark import _places  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 
@@ -215,6 +218,12 @@ def test_every_executor_has_its_part(session: Any) -> None:
     found = out.mapInArrow(with_executor, "executor long").toArrow()["executor"].to_numpy()
     assert len(found) == len(queries)
     assert len(np.unique(found)) == 2
+
+
+def test_there_is_a_place_for_each_partition(session: Any) -> None:
+    places = session.createDataFrame([(place,) for place in _places(session)], "place long")
+    found = places.repartition("place").select(spark_partition_id().alias("part")).toArrow()
+    assert sorted(found["part"].to_pylist()) == list(range(5))
 
 
 def test_an_executor_that_is_killed_takes_nothing_with_it(session: Any, tmp_path: Path) -> None:
