@@ -128,7 +128,8 @@ def by_pandas(data: Data) -> DataFrame:
         for length in days:
             begin = np.searchsorted(ts, until - np.timedelta64(length, "D"))
             count = np.maximum(end - begin, 1)[:, None]
-            out[f"mean_{length}d"] = list(((sums[end] - sums[begin]) / count).astype(np.float32))
+            means = ((sums[end] - sums[begin]) / count).astype(np.float32)
+            out[f"mean_{length}d"] = pd.Series(list(means), dtype=object)
         return pd.DataFrame(out)
 
     schema = ", ".join(["q long", *(f"mean_{length}d array<float>" for length in DAYS)])
@@ -136,22 +137,31 @@ def by_pandas(data: Data) -> DataFrame:
     return grouped.applyInPandas(of_user, schema)
 
 
-def cpu_seconds() -> float:
-    """Of Spark's processes on this machine, so far: they are what this one has started."""
-    parents: dict[int, list[tuple[int, float]]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended meanwhile
-        ticks = sum(map(int, fields[11:15]))  # its own, and of children that have ended
-        parents.setdefault(int(fields[1]), []).append((int(stat.parent.name), ticks))
-    total, left = 0.0, [os.getpid()]
-    while left:
-        for child, ticks in parents.get(left.pop(), ()):
-            left.append(child)
-            total += ticks
-    return total / os.sysconf("SC_CLK_TCK")
+class Cpu:
+    """CPU seconds of what this process has started, also of workers that have ended meanwhile:
+    Spark's daemon does not wait for them, so that they are in nobody's account."""
+
+    def __init__(self) -> None:
+        self.ticks: dict[tuple[int, str], int] = {}  # by process and its start
+
+    def seconds(self) -> float:
+        children: dict[int, list[int]] = {}
+        running: dict[int, tuple[tuple[int, str], int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended now
+            process = int(stat.parent.name)
+            children.setdefault(int(fields[1]), []).append(process)
+            running[process] = (process, fields[19]), int(fields[11]) + int(fields[12])
+        left = [os.getpid()]
+        while left:
+            for child in children.get(left.pop(), ()):
+                left.append(child)
+                name, ticks = running[child]
+                self.ticks[name] = ticks
+        return sum(self.ticks.values()) / os.sysconf("SC_CLK_TCK")
 
 
 WAYS: dict[str, Callable[[Data], DataFrame]] = {
@@ -236,12 +246,13 @@ def measure(
         )
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
+    account = Cpu()
     for _ in range(given.rounds):
         for name in random.sample(list(ways), len(ways)):
-            start, used = perf_counter(), cpu_seconds()
+            start, used = perf_counter(), account.seconds()
             ways[name](data).write.format("noop").mode("overwrite").save()
             wall[name].append(perf_counter() - start)
-            cpu[name].append(cpu_seconds() - used)
+            cpu[name].append(account.seconds() - used)
     return {"wall": compared(wall), "CPU": compared(cpu)}
 
 
