@@ -191,14 +191,16 @@ def compare(before: Call, after: Call, seconds: float, patience: int = 3) -> Com
     """Time two calls against each other for about ``seconds``, without gradients.
 
     As long as it is undecided which is faster, that is done again, up to ``patience`` times in
-    all: a busy machine needs more samples than a quiet one.
+    all: a busy machine needs more samples than a quiet one. Calls so slow that the fewest rounds
+    took longer than that are not repeated.
     """
     found = Comparison((), ())
+    began = perf_counter()
     for seed in range(patience):
         with torch.no_grad():
             first, second = interleave([before, after], within(seconds, seed))
         found = found.join(Comparison(tuple(first.seconds), tuple(second.seconds)))
-        if not found.undecided:
+        if not found.undecided or perf_counter() - began > patience * seconds:
             break
     return found
 
