@@ -302,6 +302,23 @@ def test_the_command_and_its_specification(tables: Any, tmp_path: Path, capsys: 
     ]  # fmt: skip
 
 
+def test_the_command_does_not_write_over_what_it_reads(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("cyclopts")
+    from poolkit.cli import run
+
+    names = ["e.parquet", "q.parquet", "spec.toml"]
+    for name in names:
+        (tmp_path / name).write_text("precious")
+    asked = tmp_path / "q.parquet"
+    for name in names:
+        for events in ("e.parquet", "*.parquet", "**", "."):
+            given = ["window", tmp_path / "spec.toml", "--events", tmp_path / events,
+                     "--queries", asked, "--output", tmp_path / "." / name]  # fmt: skip
+            assert run(list(map(str, given))) == 1
+            assert f"{name} is read as" in capsys.readouterr().err
+            assert (tmp_path / name).read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

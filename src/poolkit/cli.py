@@ -525,6 +525,7 @@ def window(
 ) -> int:
     """Pool the events before each query: its columns, in their order, and those of the spec."""
     _check_targets(output)
+    _check_apart(output, [str(spec), *events, *queries])
     from poolkit.events.configuration import read_spec
     from poolkit.events.local import read_stored
     from poolkit.files import whole
@@ -620,6 +621,18 @@ def _check_targets(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             check_writable(path)
+
+
+def _check_apart(output: Path, read: list[str]) -> None:
+    """Refuse to write over what is read: a file, what a glob matches, or all in a folder."""
+    from glob import glob
+
+    if not output.exists():
+        return
+    for given in read:
+        for path in map(Path, glob(given, recursive=True)):
+            if path.resolve() in (output.resolve(), *output.resolve().parents):
+                raise PoolValueError(f"{output} is read as {given}", "Name another output")
 
 
 def _subject(where: str | None, paths: list[Path] | None) -> tuple[Any, tuple[Any, ...], str]:
