@@ -330,6 +330,10 @@ def test_times_of_a_query() -> None:
         state.query(["u", "u"], [aware[0], datetime(2024, 1, 1)])
     with pytest.raises(PoolTypeError, match="does not say what time"):
         state.query("u", "2024-01-01")
+    with pytest.raises(PoolTypeError, match=r"ts is an array of shape \(1, 2\)"):
+        state.query("u", aware)
+    with pytest.raises(PoolTypeError, match=r"before is an array of shape \(1, 2\)"):
+        state.forget(aware)
 
 
 def test_verify_finds_a_leak() -> None:

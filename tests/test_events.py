@@ -499,6 +499,11 @@ GOOD = {"user": [0, 1], "ts": np.array([0, 1], "datetime64[s]"), "x": [1.0, 2.0]
         ({}, {"weight": "dwell"}, "no column 'dwell'. They have|no column 'dwell'"),
         ({}, {"empty": "error"}, "query 0 sees no event"),
         ({"tie": [1.0, np.nan]}, {"tie": "tie"}, "NaN, which has no order"),
+        ({"user": [[0, 5], [1, 6]]}, {}, r"user is an array of shape \(2, 2\)"),
+        ({"ts": GOOD["ts"][:, None]}, {}, r"ts is an array of shape \(2, 1\)"),
+        ({"tie": [[1, 2], [3, 4]]}, {"tie": "tie"}, r"tie is an array of shape \(2, 2\)"),
+        ({"user": 3}, {}, r"user is an array of shape \(\)"),
+        ({"x": np.ma.array([1.0, 9.0], mask=[0, 1])}, {}, "x of events has 1 nulls in 2 rows"),
     ],
 )
 def test_bad_events(change: dict[str, Any], options: dict[str, Any], message: str) -> None:

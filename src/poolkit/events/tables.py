@@ -41,7 +41,9 @@ def as_table(given: Any, what: str) -> Table:
     """Columns by name: arrays of NumPy or of Arrow."""
     if isinstance(given, Mapping):
         return {
-            str(name): column if _is_arrow(column) else np.asarray(column)
+            str(name): column
+            if _is_arrow(column) or np.ma.isMaskedArray(column)
+            else np.asarray(column)
             for name, column in given.items()
         }
     if type(given).__module__.startswith("pyspark."):
@@ -147,15 +149,22 @@ def finder(table: Table, what: str) -> Callable[[str], Any]:
             )
         column = table[name]
         _check_nulls(column, f"{name} of {what}")
-        return column
+        return column if _is_arrow(column) else np.asarray(column)
 
     return find
 
 
 def _check_nulls(column: Any, name: str) -> None:
-    nulls = column.null_count if _is_arrow(column) else 0
+    nulls = column.null_count if _is_arrow(column) else int(np.ma.getmask(column).sum())
     if nulls:
         raise PoolValueError(f"{name} has {nulls} nulls in {len(column)} rows", "Drop or fill them")
+
+
+def _check_flat(column: np.ndarray, name: str) -> None:
+    if column.ndim != 1:
+        raise PoolTypeError(
+            f"{name} is an array of shape {column.shape}", "Give one value for each row"
+        )
 
 
 def keys_of(column: Any, name: str) -> Keys:
@@ -183,6 +192,7 @@ def keys_of(column: Any, name: str) -> Keys:
                 return Keys(codes, names)
             return Keys(codes, names, "bytes" if "binary" in str(kind) else "text")
         column = column.to_numpy()
+    _check_flat(column, name)
     if not len(column) and column.dtype == np.float64:  # what NumPy makes of []
         return Keys(np.zeros(0, np.int64), np.zeros(0, object))
     if column.dtype.kind in "iu":
@@ -220,6 +230,7 @@ def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
         else:
             raise _no_time(name, kind)
         return ticks_in(ticks, source, name, unit), aware
+    _check_flat(column, name)
     if column.dtype.kind != "M":
         if not len(column) and column.dtype == np.float64:  # what NumPy makes of []
             return np.zeros(0, np.int64), False
@@ -258,6 +269,7 @@ def order_of(column: Any, name: str, unit: str) -> np.ndarray:
     """A column by which ties are broken."""
     if _is_arrow(column):
         column = column.to_numpy() if len(column) else np.zeros(0, np.int64)
+    _check_flat(column, name)
     if column.dtype.kind == "f" and np.isnan(column).any():
         raise PoolValueError(f"{name} holds NaN, which has no order", "Fill them")
     kinds = {type(tie) for tie in column.tolist()} if column.dtype.kind == "O" else set()
