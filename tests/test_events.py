@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 
 import poolkit
 from poolkit import PoolTypeError, PoolValueError
-from poolkit.events import Column, Lookup, WindowPool, attend, calendar, decay, last
+from poolkit.events import (
+    Column,
+    Lookup,
+    WindowPool,
+    attend,
+    calendar,
+    decay,
+    definition,
+    last,
+    tables,
+)
 
 TABLE = np.random.default_rng(0).integers(-6, 7, (7, 3)) / 4.0
 WINDOWS = ["1s", "7s", None]
@@ -564,8 +574,28 @@ def test_lookup_by_ids() -> None:
         strict.asof(events, queries)
     with pytest.raises(PoolValueError, match="one id"):
         Lookup("item", table, ids=["a", "a"])
+    by_row = WindowPool("user", "ts", Lookup("item", table), [None], ["count"])
     with pytest.raises(PoolTypeError, match="ids of its rows"):
-        WindowPool("user", "ts", Lookup("item", table), [None]).asof(events, queries)
+        by_row.asof(events, queries)
+    with pytest.raises(PoolTypeError, match=r"item is an array of shape \(3, 2\)"):
+        by_row.asof({**events, "item": [[0, 1]] * 3}, queries)
+    nothing: dict[str, Any] = {"user": [], "ts": [], "item": []}
+    for spec in (skip, by_row):
+        assert spec.asof(nothing, queries)["count_all"].tolist() == [0]
+
+
+def test_targets_are_found_as_items_are(monkeypatch: Any) -> None:
+    read = []
+    monkeypatch.setattr(definition, "keys_of", lambda column, name: (
+        read.append(name), tables.keys_of(column, name))[1])  # fmt: skip
+    lookup = Lookup("item", np.eye(2), ids=["a", "b"], missing="skip")
+    state = WindowPool("user", "ts", lookup, [None], [attend("to")]).state()
+    state.update({"user": [0, 0], "ts": GOOD["ts"], "item": ["b", "c"]})
+    out = state.query(0, np.datetime64(9, "s"), to="a")
+    assert out["attend_all"].tolist() == [0, 1]
+    assert read.count("ids") == 1  # a table of millions is not gone through for each query
+    with pytest.raises(PoolValueError, match=r"to is 'c' in row 0.*Drop those queries"):
+        state.query(0, np.datetime64(9, "s"), to="c")
 
 
 @pytest.mark.parametrize("dtype", [None, object])

@@ -122,8 +122,7 @@ class QueryColumns:
         targets = {}
         for name in spec.targets:
             if isinstance(spec.value, Lookup):
-                lookup = replace(spec.value, column=name, missing="raise")
-                target = spec.value.table[lookup.rows_of(column(name))]
+                target = spec.value.table[spec.value.rows_of(column(name), name)]
             else:
                 target = vectors_of(column(name), name)
             targets[name] = np.ascontiguousarray(target, dtype=np.float64)

@@ -16,7 +16,7 @@ from ..errors import PoolTypeError, PoolValueError
 from ..reductions import Reduction
 from ..windows.durations import UNITS, Calendar, duration
 from .reductions import Attend, Decay, EventReduction, named
-from .tables import Keys, item_at, keys_of, numbers_of, real_rows
+from .tables import Keys, check_flat, item_at, keys_of, numbers_of, real_rows
 
 __all__ = ["Column", "Definition", "Lookup"]
 
@@ -86,12 +86,14 @@ class Lookup:
         order = np.argsort(self.keys.codes, kind="stable")
         return order, self.keys.codes[order]
 
-    def rows_of(self, column: Any) -> np.ndarray:
-        """Where each item is in the table; -1 for one that is not, if it may be skipped."""
-        size, name = len(self.table), self.column
+    def rows_of(self, column: Any, target: str | None = None) -> np.ndarray:
+        """Where each item is in the table; -1 for one that is not, if it may be skipped. `target`
+        is the name of a column of queries, of which none may."""
+        size, name = len(self.table), target or self.column
         if self.ids is None:
             row = numbers_of(column, name)
-            if row.dtype.kind not in "iu":
+            check_flat(row, name)
+            if row.dtype.kind not in "iu" and len(row):
                 raise PoolTypeError(
                     f"{name} holds {row.dtype}, the rows of the table are integers",
                     "Give Lookup the ids of its rows: Lookup(..., ids=...)",
@@ -106,13 +108,15 @@ class Lookup:
             missing = known[at] != codes if len(known) else np.ones(len(codes), bool)
             row = order[at] if len(known) else codes
         if missing.any():
-            if self.missing == "raise":
+            if target or self.missing == "raise":
                 first = int(np.flatnonzero(missing)[0])
                 raise PoolValueError(
                     f"{name} is {item_at(column, first)!r} in row {first}, which the table of "
                     f"{size} rows does not have: {int(missing.sum())} of {len(missing)} are "
                     "missing",
-                    "Add them, or write Lookup(..., missing='skip') to leave such events out",
+                    "Drop those queries"
+                    if target
+                    else "Add them, or write Lookup(..., missing='skip') to leave such events out",
                 )
             row = np.where(missing, -1, row)
         return np.ascontiguousarray(row, dtype=np.int64)

@@ -22,6 +22,7 @@ __all__ = [
     "Keys",
     "arrow_of",
     "as_table",
+    "check_flat",
     "finder",
     "item_at",
     "keys_of",
@@ -160,7 +161,8 @@ def _check_nulls(column: Any, name: str) -> None:
         raise PoolValueError(f"{name} has {nulls} nulls in {len(column)} rows", "Drop or fill them")
 
 
-def _check_flat(column: np.ndarray, name: str) -> None:
+def check_flat(column: np.ndarray, name: str) -> None:
+    """Refuses all but one value for each row."""
     if column.ndim != 1:
         raise PoolTypeError(
             f"{name} is an array of shape {column.shape}", "Give one value for each row"
@@ -192,7 +194,7 @@ def keys_of(column: Any, name: str) -> Keys:
                 return Keys(codes, names)
             return Keys(codes, names, "bytes" if "binary" in str(kind) else "text")
         column = column.to_numpy()
-    _check_flat(column, name)
+    check_flat(column, name)
     if not len(column) and column.dtype == np.float64:  # what NumPy makes of []
         return Keys(np.zeros(0, np.int64), np.zeros(0, object))
     if column.dtype.kind in "iu":
@@ -230,7 +232,7 @@ def times_of(column: Any, name: str, unit: str) -> tuple[np.ndarray, bool]:
         else:
             raise _no_time(name, kind)
         return ticks_in(ticks, source, name, unit), aware
-    _check_flat(column, name)
+    check_flat(column, name)
     if column.dtype.kind != "M":
         if not len(column) and column.dtype == np.float64:  # what NumPy makes of []
             return np.zeros(0, np.int64), False
@@ -269,7 +271,7 @@ def order_of(column: Any, name: str, unit: str) -> np.ndarray:
     """A column by which ties are broken."""
     if _is_arrow(column):
         column = column.to_numpy() if len(column) else np.zeros(0, np.int64)
-    _check_flat(column, name)
+    check_flat(column, name)
     if column.dtype.kind == "f" and np.isnan(column).any():
         raise PoolValueError(f"{name} holds NaN, which has no order", "Fill them")
     kinds = {type(tie) for tie in column.tolist()} if column.dtype.kind == "O" else set()
