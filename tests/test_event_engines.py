@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,44 @@ def test_nulls_that_were_served() -> None:
         served = pa.table({**asked, "mean_all": pa.array([[1.0], None], kind)})
         with pytest.raises(PoolValueError, match="mean_all has 1 nulls in 2 rows"):
             spec.verify(log, served)
+
+
+def test_files_of_other_columns(tables: Any, tmp_path: Path) -> None:
+    events = arrow(tables[0])
+    pq.write_table(events, tmp_path / "a.parquet")
+    texts = events.set_column(0, "user", [["x"] * len(events)])
+    for other, message in ((events.drop_columns(["vector"]), "vector"), (texts, "'x'")):
+        pq.write_table(other, tmp_path / "b.parquet")
+        for memory in (2**20, 2**30):
+            with pytest.raises(PoolValueError, match=f"DuckDB cannot read a table.*{message}"):
+                SPEC.asof(tmp_path / "*.parquet", tables[1], memory=memory)
+
+
+def test_an_interrupt_is_one_within_duckdb() -> None:
+    endless = duckdb.sql("SELECT range AS user, TIMESTAMP '2024-01-01' AS ts, 1.0::DOUBLE AS x "
+                         "FROM range(1000000000000)")  # fmt: skip
+    spec = WindowPool("user", "ts", Column("x"), [None], ["mean"])
+    asked = {"user": [1], "ts": np.array(["2024-01-02"], "datetime64[s]")}
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            spec.asof(endless, asked)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("key", ["part", "PART_", "poolkit_part"])
+def test_any_name_of_a_column(key: str, tmp_path: Path) -> None:
+    events = {key: np.arange(900) % 7, "Part": np.arange(900.0),
+              "ts": np.arange(900).astype("datetime64[s]")}  # fmt: skip
+    if key == "part":
+        events["x"] = events.pop("Part")
+    spec = WindowPool(key, "ts", Column("x" if key == "part" else "Part"), [None], ["sum"])
+    asked = {key: np.arange(8), "ts": np.full(8, 800).astype("datetime64[s]")}
+    pq.write_table(pa.table(events), tmp_path / "log.parquet")
+    same(spec.asof(tmp_path / "log.parquet", asked, memory=5000), spec.asof(events, asked))
 
 
 def test_files_that_are_none(tables: Any, tmp_path: Path) -> None:

@@ -48,11 +48,44 @@ def is_stored(given: Any) -> bool:
     return type(given).__name__ == "DuckDBPyRelation"
 
 
+def _duckdb() -> Any:
+    arrow_of("stored tables")
+    try:
+        import duckdb
+
+        return duckdb
+    except ModuleNotFoundError:
+        raise MissingExtraError("duckdb", "events") from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What DuckDB says, as the library says it."""
+    duckdb = _duckdb()
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise PoolValueError(
+            f"DuckDB has too little memory: {first_line(error)}", "Give more: memory="
+        ) from None
+    except duckdb.Error as error:
+        raise PoolValueError(
+            f"DuckDB cannot read a table: {first_line(error)}",
+            "Check the files or the relation: all files have the same columns",
+        ) from None
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from None
+
+
+@_told()
 def read_stored(given: Any) -> Any:
     """The whole of it as an Arrow table."""
     return _Store(given, None).relation.to_arrow_table()
 
 
+@_told()
 def pool_stored(
     spec: Definition,
     events: Any,
@@ -91,10 +124,8 @@ def pool_stored(
             whole[name][places] = column
 
     room = max(int(memory * SHARE / row_bytes), 1)  # rows
-    with (
-        tempfile.TemporaryDirectory(prefix="poolkit-") as folder,
-        store.writing(folder, row_bytes),
-    ):
+    with tempfile.TemporaryDirectory(prefix="poolkit-") as folder:
+        store.write_to(folder, row_bytes)
         parts = _Parts(store, log, spec.key, rows, room)
         asked = parts.of(queries)
         told(f"writing {rows} events in {len(parts)} parts", 0, 0)
@@ -126,6 +157,9 @@ class _Parts:
 
     def __init__(self, store: _Store, log: Any, key: str, rows: int, room: int) -> None:
         self.store, self.log, self.key = store, log, key
+        self.column = "part"  # which no other has the name of; to DuckDB, case is nothing
+        while self.column in map(str.lower, log.columns):
+            self.column += "_"
         counted = log.aggregate(f"{_quoted(key)} AS k, count(*) AS n", _quoted(key))
         # Nulls are refused when they are read.
         large = counted.filter(f"n > {room} AND k IS NOT NULL").to_arrow_table()
@@ -154,8 +188,7 @@ class _Parts:
 
     def write(self, queries: QueryColumns, folder: str, row_bytes: float) -> None:
         """All parts; `queries` say what keys are."""
-        import duckdb
-
+        duckdb = _duckdb()
         key = duckdb.SQLExpression(_quoted(self.key))
         part = duckdb.SQLExpression(self._hash(_quoted(self.key), queries))
         if self.large:
@@ -167,14 +200,14 @@ class _Parts:
             for case in cases[1:]:
                 chosen = chosen.when(*case)
             part = chosen.otherwise(part)
-        self.log.project(duckdb.StarExpression(), part.alias("poolkit_part")).write_parquet(
-            folder, partition_by=["poolkit_part"], compression="lz4",
+        self.log.project(duckdb.StarExpression(), part.alias(self.column)).write_parquet(
+            folder, partition_by=[self.column], compression="lz4",
             row_group_size=max(min(ROW_GROUP, self.store.held(row_bytes) // len(self)), 2048),
         )  # fmt: skip
 
     def read(self, part: int, folder: str) -> Any:
         """A relation, or None for a part without events."""
-        files = sorted(map(str, Path(folder, f"poolkit_part={part}").glob("*.parquet")))
+        files = sorted(map(str, Path(folder, f"{self.column}={part}").glob("*.parquet")))
         if not files:
             return None
         return self.store.connection.read_parquet(files, hive_partitioning=False)
@@ -192,11 +225,7 @@ class _Store:
     """A relation, and a connection of our own, whose memory is bounded."""
 
     def __init__(self, given: Any, memory: int | None) -> None:
-        arrow_of("stored tables")
-        try:
-            import duckdb
-        except ModuleNotFoundError:
-            raise MissingExtraError("duckdb", "events") from None
+        duckdb = _duckdb()
         options: dict[str, Any] = {}
         if memory is not None:
             memory = max(memory, SMALLEST)
@@ -217,25 +246,15 @@ class _Store:
         assert self.memory is not None
         return int(self.memory * HELD / row_bytes)
 
-    @contextmanager
-    def writing(self, folder: str, row_bytes: float) -> Iterator[None]:
+    def write_to(self, folder: str, row_bytes: float) -> None:
         """Lets DuckDB write parts, and what it has no memory for, to a folder."""
-        import duckdb
-
         quoted = folder.replace("'", "''")
         self.connection.execute(f"SET temp_directory = '{quoted}'")
         flushed = min(self.held(row_bytes) // 2, FLUSHED)
         self.connection.execute(f"SET partitioned_write_flush_threshold = {flushed}")
-        try:
-            yield
-        except duckdb.OutOfMemoryException as error:
-            raise PoolValueError(
-                f"DuckDB has too little memory: {first_line(error)}", "Give more: memory="
-            ) from None
 
     def _parquet(self, paths: Sequence[str]) -> Any:
-        import duckdb
-
+        duckdb = _duckdb()
         try:
             return self.connection.read_parquet(list(paths))
         except duckdb.IOException as error:
