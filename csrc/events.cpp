@@ -132,7 +132,9 @@ class Fold {
         Part &a = parts_[size_ - 2], &b = parts_[size_ - 1];
         const bool kept = Keep && nodes_.keeps(b.end - a.begin);
         double* out = kept ? nodes_.room() : nodes_.slot(size_ - 2);
-        const int64_t gap = events_[b.end - 1].time - events_[a.end - 1].time;
+        // Which may be more than an int64_t holds.
+        const uint64_t gap = static_cast<uint64_t>(events_[b.end - 1].time) -
+                             static_cast<uint64_t>(events_[a.end - 1].time);
         if (!a.state && !b.state) {
             family_.pair(out, a.begin, b.begin, gap);
         } else {
@@ -188,7 +190,7 @@ struct Additive : Values<T> {
         for (int64_t j = 0; j < this->width; ++j) out[j] = Weighted ? w * x[j] : double(x[j]);
         out[this->width] = w;
     }
-    void pair(double* out, int64_t a, int64_t b, int64_t) const {
+    void pair(double* out, int64_t a, int64_t b, uint64_t) const {
         const T *x = this->row(a), *y = this->row(b);
         const double w = this->weight(a), v = this->weight(b);
 #pragma GCC ivdep
@@ -196,14 +198,14 @@ struct Additive : Values<T> {
             out[j] = Weighted ? w * x[j] + v * y[j] : double(x[j]) + y[j];
         out[this->width] = w + v;
     }
-    void append(double* out, const double* a, int64_t event, int64_t) const {
+    void append(double* out, const double* a, int64_t event, uint64_t) const {
         const T* x = this->row(event);
         const double w = this->weight(event);
 #pragma GCC ivdep
         for (int64_t j = 0; j < this->width; ++j) out[j] = a[j] + (Weighted ? w * x[j] : x[j]);
         out[this->width] = a[this->width] + w;
     }
-    void merge(double* out, const double* a, const double* b, int64_t) const {
+    void merge(double* out, const double* a, const double* b, uint64_t) const {
 #pragma GCC ivdep
         for (int64_t j = 0; j <= this->width; ++j) out[j] = a[j] + b[j];
     }
@@ -227,11 +229,11 @@ struct Decayed : Additive<T, Weighted> {
         Additive<T, Weighted>::lift(out, event);
         if constexpr (Weighted) out[this->width + 1] = 0;
     }
-    void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
+    void pair(double* out, int64_t a, int64_t b, uint64_t gap) const {
         lift(out, a);
         append(out, out, b, gap);
     }
-    void append(double* out, const double* a, int64_t event, int64_t gap) const {
+    void append(double* out, const double* a, int64_t event, uint64_t gap) const {
         const T* x = this->row(event);
         const int64_t n = this->width;
         const double w = this->weight(event), apart = gap + late(a);
@@ -241,7 +243,7 @@ struct Decayed : Additive<T, Weighted> {
         out[n] = f * a[n] + w;
         if constexpr (Weighted) out[n + 1] = w == 0 ? apart : 0.0;
     }
-    void merge(double* out, const double* a, const double* b, int64_t gap) const {
+    void merge(double* out, const double* a, const double* b, uint64_t gap) const {
         const int64_t n = this->width;
         const double apart = gap + late(a);
         const bool weightless = Weighted && b[n] == 0;
@@ -264,17 +266,17 @@ struct Extreme : Values<T> {
         const double w = this->weight(event);
         for (int64_t j = 0; j < this->width; ++j) out[j] = w * x[j];
     }
-    void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
+    void pair(double* out, int64_t a, int64_t b, uint64_t gap) const {
         lift(out, a);
         append(out, out, b, gap);
     }
-    void append(double* out, const double* a, int64_t event, int64_t) const {
+    void append(double* out, const double* a, int64_t event, uint64_t) const {
         const T* x = this->row(event);
         const double w = this->weight(event);
 #pragma GCC ivdep
         for (int64_t j = 0; j < this->width; ++j) out[j] = of(a[j], w * x[j]);
     }
-    void merge(double* out, const double* a, const double* b, int64_t) const {
+    void merge(double* out, const double* a, const double* b, uint64_t) const {
 #pragma GCC ivdep
         for (int64_t j = 0; j < this->width; ++j) out[j] = of(a[j], b[j]);
     }
@@ -292,11 +294,11 @@ struct Centred : Values<T> {
         for (int64_t j = 0; j < this->width; ++j) out[this->width + j] = double(x[j]) - x[j];
         out[2 * this->width] = this->weight(event);
     }
-    void pair(double* out, int64_t a, int64_t b, int64_t gap) const {
+    void pair(double* out, int64_t a, int64_t b, uint64_t gap) const {
         lift(out, a);
         append(out, out, b, gap);
     }
-    void append(double* out, const double* a, int64_t event, int64_t) const {
+    void append(double* out, const double* a, int64_t event, uint64_t) const {
         const int64_t n = this->width;
         const T* x = this->row(event);
         const double wa = a[2 * n], w = this->weight(event), total = wa + w;
@@ -310,7 +312,7 @@ struct Centred : Values<T> {
         }
         out[2 * n] = total;
     }
-    void merge(double* out, const double* a, const double* b, int64_t) const {
+    void merge(double* out, const double* a, const double* b, uint64_t) const {
         const int64_t n = this->width;
         const double wa = a[2 * n], wb = b[2 * n], total = wa + wb;
         const bool first = wa == 0;

@@ -452,6 +452,18 @@ def test_times_at_the_end_of_the_scale() -> None:
     assert asked_at(times) == [0]
 
 
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_ages_that_no_64_bits_hold(weight: str | None) -> None:
+    """The first and last day that nanoseconds have: 585 years, which is more than 2^63 of them."""
+    days = np.array(["1677-09-22", "2262-04-10", "2262-04-11"], "datetime64[ns]")
+    spec = WindowPool("user", "ts", Column("x"), [None], [decay("100000d", name="decay")],
+                      unit="ns", weight=weight)  # fmt: skip
+    events = {"user": [0, 0], "ts": days[:2], "x": [1.0, 4.0], "w": [1.0, 1.0]}
+    old = 0.5 ** (213_501 / 100_000)
+    got = spec.asof(events, {"user": [0], "ts": days[2:]})["decay_all"]
+    np.testing.assert_allclose(got, [[(old + 4) / (old + 1)]], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("times", "message"),
     [
