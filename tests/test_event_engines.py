@@ -59,6 +59,8 @@ def test_arrow_polars_pandas_and_relations(tables: Any, want: Any) -> None:
     same(SPEC.asof(events.to_batches()[0], queries), want)
     polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
     same(SPEC.asof(polars.from_arrow(events), polars.from_arrow(queries)), want)
+    lazy = [polars.from_arrow(table).lazy() for table in (events, queries)]
+    same(SPEC.asof(*lazy), want)
     frame = pandas.DataFrame({n: list(c) if c.ndim == 2 else c for n, c in tables[0].items()})
     same(SPEC.asof(frame, queries), want)
     connection = duckdb.connect()
@@ -238,6 +240,21 @@ def test_nulls_that_were_served() -> None:
             spec.verify(log, served)
 
 
+def test_results_behind_any_queries() -> None:
+    polars = pytest.importorskip("polars")
+    spec = WindowPool("user", "ts", Column("x"), [None], ["count"], empty="zero")
+    asked = {"user": np.array([1, 2]), "ts": np.arange(2).astype("datetime64[s]")}
+    table = pa.table(asked)
+    out = spec.asof({**asked, "x": [1.0, 2.0]}, asked)
+    for queries in (asked, table, table.to_pandas(), polars.from_arrow(table)):
+        assert out.to_arrow(queries).to_pydict() == {**table.to_pydict(), "count_all": [0, 0]}
+    with pytest.raises(PoolValueError, match="user of queries has 1 rows, the result 2"):
+        out.to_arrow(table.slice(1))
+    for memory in (0, -5):
+        with pytest.raises(PoolValueError, match="memory must be above 0"):
+            spec.asof({**asked, "x": [1.0, 2.0]}, asked, memory=memory)
+
+
 def test_files_of_other_columns(tables: Any, tmp_path: Path) -> None:
     events = arrow(tables[0])
     pq.write_table(events, tmp_path / "a.parquet")
@@ -368,6 +385,7 @@ def test_the_command_does_not_write_over_what_it_reads(tmp_path: Path, capsys: A
         ("{calendar", "{kalender", "is no window"),
         ("key =", "key", "is not TOML"),
         ("items.parquet", "none.npy", "cannot read"),
+        ("items.parquet", "empty.npy", "cannot read"),
         ("last(5)", "last(", "is no reduction"),
         ("reduce = [", "empty = 5\nreduce = [", "empty must be"),
         ('"items.parquet"', "5", "table of .value. is 5, which is no text"),
@@ -377,6 +395,7 @@ def test_bad_files(before: str, after: str, message: str, tmp_path: Path) -> Non
     pq.write_table(
         arrow({"item": np.arange(2), "embedding": np.eye(2)}), tmp_path / "items.parquet"
     )
+    (tmp_path / "empty.npy").touch()
     assert before in TOML
     (tmp_path / "spec.toml").write_text(TOML.replace(before, after))
     with pytest.raises(poolkit.PoolError, match=message):

@@ -563,6 +563,11 @@ def test_bad_events(change: dict[str, Any], options: dict[str, Any], message: st
         ({"empty": "none"}, "empty must be"),
         ({"accumulate": "f32"}, "accumulate must be 'f64' or 'exact'"),
         ({"value": "x"}, "a Column or a Lookup"),
+        ({"value": Column(3)}, "value must be the name of a column, got 3"),
+        ({"key": ["user", "site"]}, "key must be the name of a column.*Join several"),
+        ({"time": None}, "time must be the name of a column"),
+        ({"weight": ["w"]}, "weight must be the name of a column"),
+        ({"reduce": [f"last({2**63})"]}, "number of events"),
     ],
 )
 def test_bad_specifications(options: dict[str, Any], message: str) -> None:

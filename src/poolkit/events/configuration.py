@@ -84,7 +84,7 @@ def _value(value: dict[str, Any], folder: Path) -> Column | Lookup:
     if path.suffix == ".npy":
         try:
             table = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise PoolValueError(f"cannot read {path}: {error}", "Write it by numpy.save") from None
         return Lookup(value["lookup"], table, missing=missing)
     stored = read_stored(path)

@@ -165,6 +165,14 @@ class Definition:
                 f"value must be a Column or a Lookup, got {self.value!r}",
                 "Write Column('vector') or Lookup('item', table=embeddings)",
             )
+        for name in ("key", "time", "value", "tie", "known_at", "weight"):
+            column = self.value.column if name == "value" else getattr(self, name)
+            optional = name in ("tie", "known_at", "weight")
+            if not isinstance(column, str) and not (optional and column is None):
+                raise PoolTypeError(
+                    f"{name} must be the name of a column, got {column!r}",
+                    "Join several columns into one",
+                )
         if any(isinstance(given, (str, Mapping)) or not isinstance(given, Iterable)
                for given in (self.windows, self.reduce)):  # fmt: skip
             raise PoolTypeError("windows and reduce are lists", "Write ['7d'] and ['mean']")

@@ -85,7 +85,7 @@ def last(events: int, name: str | None = None) -> Last:
     >>> last(50).name
     'last_50'
     """
-    if isinstance(events, bool) or not isinstance(events, int) or events < 1:
+    if isinstance(events, bool) or not isinstance(events, int) or not 1 <= events < 2**63:
         raise PoolValueError(f"last takes a number of events, got {events!r}", "Give 1 or more")
     return Last(events, name or f"last_{events}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PoolValueError
-from .tables import arrow_of
+from .tables import arrow_of, as_table
 
 __all__ = ["Pooled"]
 
@@ -45,15 +45,22 @@ class Pooled(Mapping[str, np.ndarray]):
         return f"Pooled({', '.join(shapes)})"
 
     def to_arrow(self, queries: Any = None) -> Any:
-        """A pyarrow table, behind the columns of that of the queries: vectors are lists of a fixed
-        size.
+        """A pyarrow table, behind the columns of that of the queries, which is any that `asof`
+        takes but files: vectors are lists of a fixed size.
 
         Raises:
-            PoolValueError: where a column of the queries has the name of one of these.
+            PoolValueError: where a column of the queries has the name of one of these, or another
+                number of rows.
         """
         pa = arrow_of("results")
-        columns = {} if queries is None else dict(
-            zip(queries.column_names, queries.columns, strict=True))  # fmt: skip
+        columns = {} if queries is None else dict(as_table(queries, "queries"))
+        rows = len(next(iter(self._columns.values())))
+        for name, column in columns.items():
+            if len(column) != rows:
+                raise PoolValueError(
+                    f"{name} of queries has {len(column)} rows, the result {rows}",
+                    "Give the queries that were pooled for",
+                )
         for name, column in self._columns.items():
             if name in columns:
                 raise PoolValueError(

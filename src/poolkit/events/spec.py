@@ -113,6 +113,8 @@ class WindowPool(Definition):
                 beside those of a time zone; values that are not finite; items without a row.
         """
         try:
+            if not memory > 0:
+                raise PoolValueError(f"memory must be above 0, got {memory}", "Give bytes")
             if engine != "local":
                 return self._asof_in(engine, events, queries, memory)
             asked = QueryColumns.read(self, read_stored(queries) if is_stored(queries) else queries)

@@ -47,6 +47,8 @@ def as_table(given: Any, what: str) -> Table:
             else np.asarray(column)
             for name, column in given.items()
         }
+    if type(given).__name__ == "LazyFrame":  # of Polars
+        given = given.collect()
     if type(given).__module__.startswith("pyspark."):
         raise PoolTypeError(
             f"{what} are a DataFrame of Spark",
