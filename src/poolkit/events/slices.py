@@ -156,7 +156,9 @@ class _Past:
     ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """The results of queries [first, end), some at a time: which, and their results. `events`
         are those behind the slices so far, up to the last of these queries."""
-        if first == end:
+        if first == end:  # nobody asks for what lies here, be it a whole log
+            for held in self.slices:
+                held.events = None
             return
         self._pass(first)
         wanted = self._wanted(first, end)
