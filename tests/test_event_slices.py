@@ -122,17 +122,19 @@ def test_of_what_nobody_asks_for_little_is_held(
     log, asked = one_user(9000)
     asked["ts"] = np.full(300, log["ts"][int(at * 8999)])
     spec = WindowPool("user", "ts", Column("vector"), ["600s", None], FOLDS)
-    held, add = [], slices._Past.add
+    held, files, add = [], [], slices._Past.add
 
     def watched(past: Any, events: Any) -> None:
         add(past, events)
         held.append(sum(len(s.events) for s in past.slices if s.events is not None))
+        files.append(len(list(tmp_path.iterdir())))
 
     monkeypatch.setattr(slices._Past, "add", watched)
     got, _ = sliced(spec, log, asked, 1000, tmp_path)
     same(got, spec.asof(log, asked))
     assert at == 0 or len(held) > 10
     assert max(held, default=0) < 1500
+    assert max(files, default=0) < 4
 
 
 def test_the_last_are_the_last_that_are_known(tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ class _Past:
         if first == end:  # nobody asks for what lies here, be it a whole log
             for held in self.slices:
                 held.events = None
+            if first < len(self.queries):
+                self._pass(first)
             return
         self._pass(first)
         wanted = self._wanted(first, end)
