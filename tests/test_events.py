@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
@@ -599,6 +600,27 @@ def test_lookup_by_ids() -> None:
     nothing: dict[str, Any] = {"user": [], "ts": [], "item": []}
     for spec in (skip, by_row):
         assert spec.asof(nothing, queries)["count_all"].tolist() == [0]
+
+
+def test_ids_of_any_column() -> None:
+    pa, polars = pytest.importorskip("pyarrow"), pytest.importorskip("polars")
+    events = {"user": [0], "ts": GOOD["ts"][:1], "item": ["b"]}
+    for ids in (["a", "b"], pa.array(["a", "b"]), polars.Series(["a", "b"])):
+        spec = WindowPool("user", "ts", Lookup("item", np.eye(2), ids), [None], ["sum"])
+        out = spec.asof(events, {"user": [0], "ts": GOOD["ts"][1:]})
+        assert out["sum_all"].tolist() == [[0, 1]]
+    with pytest.raises(PoolValueError, match="ids has 1 nulls in 2 rows"):
+        Lookup("item", np.eye(2), pa.array(["a", None]))
+
+
+def test_names_of_durations_and_what_has_none() -> None:
+    spec = WindowPool("user", "ts", Column("x"), [timedelta(hours=36), np.timedelta64(90, "s")],
+                      [decay(timedelta(days=3))], empty="zero")  # fmt: skip
+    out = spec.asof(GOOD, {"user": [0], "ts": GOOD["ts"][:1]})
+    assert list(out) == ["decay_3d_1d12h", "decay_3d_1m30s"]
+    assert spec.reduce[0] == decay(timedelta(days=3))
+    assert repr(spec.reduce[0]) == "decay('3d')"
+    assert out.get("mean_all") is None
 
 
 def test_targets_are_found_as_items_are(monkeypatch: Any) -> None:

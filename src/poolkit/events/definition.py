@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 
 from ..errors import PoolTypeError, PoolValueError
 from ..reductions import Reduction
-from ..windows.durations import UNITS, Calendar, duration
+from ..windows.durations import UNITS, Calendar, duration, written
 from .reductions import Attend, Decay, EventReduction, named
-from .tables import Keys, check_flat, item_at, keys_of, numbers_of, real_rows
+from .tables import Keys, check_flat, check_nulls, item_at, keys_of, numbers_of, real_rows
 
 __all__ = ["Column", "Definition", "Lookup"]
 
@@ -62,8 +61,8 @@ class Lookup:
     @cached_property
     def keys(self) -> Keys:
         """The ids as keys."""
-        ids = self.ids if hasattr(self.ids, "dtype") or hasattr(self.ids, "type") else (
-            np.asarray(self.ids))  # fmt: skip
+        ids = self.ids if hasattr(self.ids, "type") else np.asarray(self.ids)
+        check_nulls(ids, "ids")
         return keys_of(ids, "ids")
 
     @cached_property
@@ -226,8 +225,4 @@ def _window(window: Any, unit: str) -> tuple[str, int | Calendar | None]:
     if isinstance(window, Calendar):
         return f"calendar_{window.text}", window
     ticks = duration(window, unit)
-    if isinstance(window, str):
-        return window, ticks
-    if isinstance(window, timedelta):
-        window = np.timedelta64(window)
-    return str(window).replace(" ", "_"), ticks
+    return written(window), ticks

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ..errors import PoolTypeError, PoolValueError
 from ..reductions import Max, Mean, Min, Reduction, Std, Sum, as_reduction
-from ..windows.durations import duration
+from ..windows.durations import duration, written
 
 __all__ = ["Attend", "Count", "Decay", "EventReduction", "Last", "attend", "decay", "last", "named"]
 
@@ -36,7 +36,7 @@ class Decay(EventReduction):
     kernel: ClassVar[str] = "decay"
 
     def __repr__(self) -> str:
-        return f"decay({str(self.half_life)!r})"
+        return f"decay({written(self.half_life)!r})"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def decay(half_life: Any, name: str | None = None) -> Decay:
     'decay_3d'
     """
     duration(half_life, "ns", "a half-life")
-    return Decay(half_life, name or f"decay_{half_life}".replace(" ", "_"))
+    return Decay(half_life, name or f"decay_{written(half_life)}")
 
 
 def last(events: int, name: str | None = None) -> Last:

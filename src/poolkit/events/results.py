@@ -31,6 +31,9 @@ class Pooled(Mapping[str, np.ndarray]):
                 f"there is no column {name!r}", f"There are: {', '.join(self._columns)}"
             ) from None
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._columns.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._columns
 

@@ -23,6 +23,7 @@ __all__ = [
     "arrow_of",
     "as_table",
     "check_flat",
+    "check_nulls",
     "finder",
     "item_at",
     "keys_of",
@@ -151,13 +152,14 @@ def finder(table: Table, what: str) -> Callable[[str], Any]:
                 f"{what} have no column {name!r}", f"They have: {', '.join(map(str, table))}"
             )
         column = table[name]
-        _check_nulls(column, f"{name} of {what}")
+        check_nulls(column, f"{name} of {what}")
         return column if _is_arrow(column) else np.asarray(column)
 
     return find
 
 
-def _check_nulls(column: Any, name: str) -> None:
+def check_nulls(column: Any, name: str) -> None:
+    """Refuses nulls of Arrow, and what a mask hides."""
     nulls = column.null_count if _is_arrow(column) else int(np.ma.getmask(column).sum())
     if nulls:
         raise PoolValueError(f"{name} has {nulls} nulls in {len(column)} rows", "Drop or fill them")
@@ -325,7 +327,7 @@ def vectors_of(column: Any, name: str) -> np.ndarray:
     if _is_arrow(column):
         pa = arrow_of("vectors")
         kind = column.type
-        _check_nulls(column, name)
+        check_nulls(column, name)
         if (
             pa.types.is_fixed_size_list(kind)
             or pa.types.is_list(kind)

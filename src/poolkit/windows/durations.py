@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import PoolTypeError, PoolValueError
 
-__all__ = ["UNITS", "Calendar", "calendar", "duration", "looked_back"]
+__all__ = ["UNITS", "Calendar", "calendar", "duration", "looked_back", "written"]
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks of a second in each unit of time."""
@@ -43,6 +43,21 @@ def duration(length: object, unit: str, name: str = "a window") -> int:
     if ticks >= 2**63:
         raise PoolValueError(f"{name} of {length} is too long", "Use None for all history")
     return ticks
+
+
+def written(length: object, name: str = "a window") -> str:
+    """A fixed duration as text, such as a name has; text as it stands.
+
+    >>> written(timedelta(hours=36)), written("36h")
+    ('1d12h', '36h')
+    """
+    if isinstance(length, str):
+        return length
+    rest, text = _nanoseconds(length, name), ""
+    for step in ("d", "h", "m", "s", "ms", "us", "ns"):
+        count, rest = divmod(rest, _NANOSECONDS[step])
+        text += f"{count}{step}" if count else ""
+    return text
 
 
 def _nanoseconds(length: object, name: str) -> int:
