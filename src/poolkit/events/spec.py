@@ -95,8 +95,9 @@ class WindowPool(Definition):
 
         Args:
             events: columns `key`, `time` and those that the specification names: a dict of arrays,
-                an Arrow table, a Polars or pandas frame, a DuckDB relation, or paths and globs of
-                Parquet files. The last two are read by DuckDB, out of core where they are large.
+                an Arrow table, a frame of Polars (a lazy one too) or pandas, a DuckDB relation, or
+                paths and globs of Parquet files. The last two are read by DuckDB, out of core where
+                they are large.
             queries: columns `key` and `time`, and those that `attend` names; as events, but held in
                 memory, as the results are.
             engine: "local", or a classic session of Spark 4: then events and queries are DataFrames
