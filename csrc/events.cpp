@@ -29,6 +29,9 @@ inline uint8_t level_between(int64_t time, int64_t rank, int64_t next_time, int6
 
 constexpr uint8_t kNone = 255;   // in front of the first event
 constexpr int kMostDepth = 132;  // levels along a branch fall
+// States kept for one key by one thread take at most about this much memory.
+constexpr int64_t kKeptBytes = 64 << 20;
+constexpr int64_t kSmallest = 4;  // events of a node that is worth keeping
 
 // What one thread merges into, and the nodes that it keeps while it works on one key.
 class NodeStore {
@@ -668,6 +671,14 @@ class EventRanges {
     std::vector<Stretch> tail;
     int64_t first, last, seen;  // of all: the events, and how often they are seen
 
+    // The first event at a time or later.
+    static int64_t position(const EventLog& log, int64_t begin, int64_t end, int64_t time) {
+        const auto at =
+            std::lower_bound(log.sorted_.begin() + begin, log.sorted_.begin() + end, time,
+                             [](const Event& e, int64_t t) { return e.time < t; });
+        return at - log.sorted_.begin();
+    }
+
   private:
     static constexpr size_t kListed = 1 << 16;
 
@@ -749,13 +760,244 @@ class EventRanges {
             if (range.first == oldest.end) ++range.tail;
         }
     }
+};
 
-    static int64_t position(const EventLog& log, int64_t begin, int64_t end, int64_t time) {
-        const auto at =
-            std::lower_bound(log.sorted_.begin() + begin, log.sorted_.begin() + end, time,
-                             [](const Event& e, int64_t t) { return e.time < t; });
-        return at - log.sorted_.begin();
+// The trie over the times of events [first, last) of one key, of which queries see more and more,
+// as these ask by their times. An event that comes to be seen changes the nodes above it alone;
+// their states are made when a query wants them. A leaf has few events, or those of one time, whose
+// ranks are those among the ones seen.
+class KnownTrie {
+  public:
+    struct Range {
+        int64_t first, count;  // what is seen from an event on, and how many these are
+    };
+
+    // For queries of one key, by their times.
+    KnownTrie(const EventLog& log, int64_t slot, const EventQueries& queries, const int64_t* order,
+              int64_t count, const std::vector<EventView>& views)
+        : log_(log), times_(queries.time), order_(order), queries_(count) {
+        const int64_t begin = log.begin_[slot], end = log.begin_[slot + 1];
+        first_ = last_ = end;
+        for (int64_t q = 0, until = begin; q < count; ++q) {
+            until = last_ = EventRanges::position(log, until, end, time(q));
+            for (const EventView& view : views) {
+                const int64_t* from = view.begin;
+                const int64_t a =
+                    from ? EventRanges::position(log, begin, until, from[order[q]]) : begin;
+                first_ = std::min(first_, a);
+                ranges_.push_back({a, 0});
+            }
+        }
+        const int64_t bytes = 2 * (last_ - first_) * (2 * log.table_.width + 1) * 8;
+        add(first_, last_, std::max(2 * kSmallest, bytes / kKeptBytes));
+        for (int64_t e = first_; e < last_; ++e)
+            if (due(e) > time(0)) late_.push_back(e);
+        std::sort(late_.begin(), late_.end(),
+                  [&](int64_t a, int64_t b) { return due(a) != due(b) ? due(a) < due(b) : a < b; });
+        size_t at = 0;
+        each_query(0, [&](int64_t q) {
+            for (const EventView& view : views) {
+                Range& range = ranges_[at++];
+                if (view.last) range.first = std::max(range.first, place_of_last(view.last));
+                range.count = view.count[order[q]] = events_from(range.first);
+            }
+        });
     }
+
+    int64_t first() const { return first_; }
+    int64_t last() const { return last_; }
+    const Range& range(int64_t q, int64_t view) const {
+        return ranges_[q * (ranges_.size() / queries_) + view];
+    }
+    // Calls body(q) when what query q sees is in the trie; with states of a size.
+    template <class Body>
+    void each_query(int64_t size, const Body& body) {
+        restart(size);
+        for (int64_t q = 0; q < queries_; ++q) {
+            advance(time(q));
+            body(q);
+        }
+    }
+
+    // The state of what is seen from a place on, or null if that is nothing.
+    template <class Family>
+    const double* state(Fold<Family>& fold, const Family& family, NodeStore& nodes, int64_t from,
+                        int64_t v = 0) {
+        const Node& node = nodes_[v];
+        if (node.events == 0) return nullptr;
+        if (from <= node.first) return whole(fold, family, nodes, v);
+        if (!node.right) return leaf(fold, nodes, node, from);
+        const Node& right = nodes_[node.right];
+        if (from >= right.first) return state(fold, family, nodes, from, node.right);
+        const double* b = right.events ? whole(fold, family, nodes, node.right) : nullptr;
+        const double* a = state(fold, family, nodes, from, v + 1);  // last, as it is in a slot
+        if (!a || !b) return a ? a : b;
+        family.merge(nodes.slot(0), a, b, right.latest - nodes_[v + 1].latest);
+        return nodes.slot(0);
+    }
+
+  private:
+    // The left child lies behind its parent.
+    struct Node {
+        int64_t first, last;
+        int64_t right;           // the other child, or 0: a leaf
+        int64_t events, latest;  // that are seen: how many, and the time of the last
+        bool stale;
+    };
+
+    int64_t add(int64_t first, int64_t last, int64_t grain) {
+        const int64_t v = static_cast<int64_t>(nodes_.size());
+        nodes_.push_back({first, last, 0, 0, 0, true});
+        if (last - first <= grain) return v;
+        const auto apart = [&](int64_t e) {
+            return static_cast<uint64_t>(log_.sorted_[first].time) ^
+                   static_cast<uint64_t>(log_.sorted_[e].time);
+        };
+        const uint64_t highest = std::bit_floor(apart(last - 1));
+        if (highest == 0) return v;
+        int64_t middle = first, end = last - 1;
+        while (end - middle > 1) {
+            const int64_t e = middle + (end - middle) / 2;
+            (apart(e) < highest ? middle : end) = e;
+        }
+        add(first, end, grain);
+        const int64_t right = add(end, last, grain);
+        nodes_[v].right = right;
+        return v;
+    }
+    // Back to the first query.
+    void restart(int64_t size) {
+        size_ = size;
+        states_.reset(new double[nodes_.size() * size]);  // not set
+        time_ = time(0);
+        next_ = 0;
+        for (int64_t v = static_cast<int64_t>(nodes_.size()) - 1; v >= 0; --v) {
+            Node& node = nodes_[v];
+            node.stale = true;
+            node.events = 0;
+            if (node.right) {
+                const Node &a = nodes_[v + 1], &b = nodes_[node.right];
+                node.events = a.events + b.events;
+                node.latest = b.events ? b.latest : a.latest;
+            } else {
+                for (int64_t e = node.first; e < node.last; ++e)
+                    if (seen(e)) take(node, e);
+            }
+        }
+    }
+    void advance(int64_t time) {
+        time_ = time;
+        for (; next_ < late_.size() && due(late_[next_]) <= time; ++next_) {
+            const int64_t e = late_[next_];
+            int64_t v = 0;
+            for (; nodes_[v].right; v = below(v, e)) take(nodes_[v], e);
+            take(nodes_[v], e);
+        }
+    }
+
+    // How many events are seen from a place on.
+    int64_t events_from(int64_t from) const {
+        int64_t v = 0, events = 0;
+        for (; from > nodes_[v].first && nodes_[v].right; v = below(v, from))
+            if (from < nodes_[nodes_[v].right].first) events += nodes_[nodes_[v].right].events;
+        if (from <= nodes_[v].first) return events + nodes_[v].events;
+        for (int64_t e = from; e < nodes_[v].last; ++e)
+            if (seen(e)) events += log_.count(e, e + 1);
+        return events;
+    }
+    // From where on the last so many are seen, or all if these are fewer.
+    int64_t place_of_last(int64_t events) const {
+        if (nodes_[0].events <= events) return nodes_[0].first;
+        int64_t v = 0;
+        while (nodes_[v].right) {
+            const Node& right = nodes_[nodes_[v].right];
+            if (right.events < events) {
+                events -= right.events;
+                ++v;
+            } else {
+                v = nodes_[v].right;
+            }
+        }
+        int64_t e = nodes_[v].last;
+        while (events > 0)
+            if (seen(--e)) events -= log_.count(e, e + 1);
+        return e;
+    }
+    int64_t below(int64_t v, int64_t e) const {
+        return e < nodes_[nodes_[v].right].first ? v + 1 : nodes_[v].right;
+    }
+    // The first time of a query that sees an event, which is not the last of all times.
+    int64_t due(int64_t e) const { return std::max(log_.known_[e], log_.sorted_[e].time + 1); }
+    bool seen(int64_t e) const { return due(e) <= time_; }
+    void take(Node& node, int64_t e) const {
+        const int64_t time = log_.sorted_[e].time;
+        node.latest = node.events ? std::max(node.latest, time) : time;
+        node.events += log_.count(e, e + 1);
+        node.stale = true;
+    }
+
+    template <class Family>
+    const double* whole(Fold<Family>& fold, const Family& family, NodeStore& nodes, int64_t v) {
+        while (nodes_[v].right) {  // down to where two are seen that part
+            const int64_t right = nodes_[v].right;
+            if (nodes_[v + 1].events && nodes_[right].events) break;
+            v = nodes_[right].events ? right : v + 1;
+        }
+        Node& node = nodes_[v];
+        double* out = states_.get() + v * size_;
+        if (!node.stale) return out;
+        node.stale = false;
+        if (node.right) {
+            const double* a = whole(fold, family, nodes, v + 1);
+            const double* b = whole(fold, family, nodes, node.right);
+            family.merge(out, a, b, nodes_[node.right].latest - nodes_[v + 1].latest);
+        } else {
+            std::copy_n(leaf(fold, nodes, node, node.first), size_, out);
+        }
+        return out;
+    }
+    // What is seen of a leaf from a place on, which may be nothing.
+    template <class Family>
+    const double* leaf(Fold<Family>& fold, const NodeStore& nodes, const Node& of, int64_t from) {
+        const std::vector<Event>& events = log_.sorted_;
+        fold.restart();
+        int64_t before = -1, rank_before = 0, hidden = 0;
+        for (int64_t e = of.first; e < of.last;) {
+            if (e == of.first || events[e].time != events[e - 1].time) hidden = 0;
+            if (!seen(e)) {
+                ++hidden;
+                ++e;
+                continue;
+            }
+            const NodeStore::Node* node = nodes.find(e, of.last);
+            const int64_t next = node ? node->end : e + 1;
+            if (e >= from) {
+                const uint8_t level = before < 0
+                                          ? kNone
+                                          : level_between(events[before].time, rank_before,
+                                                          events[e].time, log_.rank_[e] - hidden);
+                fold.push(e, next, node ? node->state : nullptr, level);
+                before = next - 1;
+                rank_before = log_.rank_[before] - hidden;
+            }
+            e = next;
+        }
+        return before < 0 ? nullptr : fold.finish();
+    }
+
+    int64_t time(int64_t q) const { return times_[order_[q]]; }
+
+    const EventLog& log_;
+    const int64_t *times_, *order_;
+    const int64_t queries_;
+    int64_t first_, last_;
+    std::vector<Range> ranges_;  // (queries, views)
+    int64_t size_ = 0, time_ = 0;
+    size_t next_ = 0;            // of those that are late
+    std::vector<int64_t> late_;  // events that the first query does not see, as they come
+    std::vector<Node> nodes_;
+    std::unique_ptr<double[]> states_;  // a node's is there where two parts of it are seen, or it
+                                        // is a leaf
 };
 
 // Calls body(first, last) of `order`: queries of one key, by their times. Those of a key with much
@@ -819,10 +1061,6 @@ void EventLog::each_item(const EventQueries& queries, int64_t views, int threads
 
 namespace {
 
-// States kept for one key by one thread take at most about this much memory.
-constexpr int64_t kKeptBytes = 64 << 20;
-constexpr int64_t kSmallest = 4;  // events of a node that is worth keeping
-
 // Builds the nodes of the events that the item sees, unless they are seen about once.
 template <class Family>
 void build(const Family& family, const EventRanges& seen, const uint8_t* level,
@@ -885,6 +1123,7 @@ struct Task {
     const EventJob* job;
 };
 
+bool is_folded(Kind kind) { return kind < Kind::attend; }
 bool is_exact(Kind kind) { return kind == Kind::exact_sum || kind == Kind::exact_mean; }
 
 // The kind whose states are those of a kind.
@@ -945,6 +1184,22 @@ void each_exact(const Values<T>& values, const std::vector<NodeStore::Carried>& 
     }
 }
 
+// The result of a state.
+template <class T>
+void finish(Kind kind, int64_t n, T* out, const double* state) {
+    if (kind == Kind::max || kind == Kind::min) {
+        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(state[j]);
+    } else if (kind == Kind::std) {
+        const double weight = state[2 * n];
+        for (int64_t j = 0; j < n; ++j)
+            out[j] = static_cast<T>(weight == 0 ? 0.0 : std::sqrt(state[n + j] / weight));
+    } else {
+        const double divisor = kind == Kind::sum ? 1.0 : state[n];
+        for (int64_t j = 0; j < n; ++j)
+            out[j] = static_cast<T>(divisor == 0 ? 0.0 : state[j] / divisor + 0.0);
+    }
+}
+
 // Everything about the queries of one item but what is done with them.
 template <class T>
 struct Item {
@@ -972,23 +1227,8 @@ struct Item {
                     continue;
                 }
                 const double* state = fold_range(parts, family, seen, range, level, ranks, nodes);
-                finish(tasks[t].kind, out, state);
+                finish(tasks[t].kind, values.width, out, state);
             }
-    }
-
-    void finish(Kind kind, T* out, const double* state) const {
-        const int64_t n = values.width;
-        if (kind == Kind::max || kind == Kind::min) {
-            for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(state[j]);
-        } else if (kind == Kind::std) {
-            const double weight = state[2 * n];
-            for (int64_t j = 0; j < n; ++j)
-                out[j] = static_cast<T>(weight == 0 ? 0.0 : std::sqrt(state[n + j] / weight));
-        } else {
-            const double divisor = kind == Kind::sum ? 1.0 : state[n];
-            for (int64_t j = 0; j < n; ++j)
-                out[j] = static_cast<T>(divisor == 0 ? 0.0 : state[j] / divisor + 0.0);
-        }
     }
 
     template <class Body>
@@ -1061,6 +1301,30 @@ struct Item {
         }
     }
 };
+
+// The tasks of one family, for what a trie has of each query.
+template <class T>
+void fold_known(const Values<T>& values, KnownTrie& trie, const std::vector<Task>& tasks,
+                const std::vector<NodeStore::Carried>& carried, const int64_t* queries,
+                NodeStore& nodes) {
+    with_family(values, tasks[0].kind, tasks[0].job->parameter, [&](const auto& family) {
+        const int64_t first = trie.first(), last = trie.last();
+        nodes.reset(first, last, last - first + 1, family.size(), carried);
+        Fold parts(family, family.events, nodes);
+        trie.each_query(family.size(), [&](int64_t q) {
+            for (const Task& task : tasks) {
+                const KnownTrie::Range& range = trie.range(q, task.job->view);
+                T* out = static_cast<T*>(task.job->out) + queries[q] * values.width;
+                if (range.count == 0) {
+                    std::memset(out, 0, values.width * sizeof(T));
+                    continue;
+                }
+                const double* state = trie.state(parts, family, nodes, range.first);
+                finish(task.kind, values.width, out, state);
+            }
+        });
+    });
+}
 
 // Tasks that fold the same states lie behind each other.
 bool share(const Task& a, const Task& b) {
@@ -1141,35 +1405,51 @@ void EventLog::pool(const EventQueries& queries, const std::vector<EventView>& v
             with->push_back(task);
         }
     }
+    const size_t folded =
+        std::stable_partition(families.begin(), families.end(),
+                              [](const auto& tasks) { return is_folded(tasks[0].kind); }) -
+        families.begin();
     std::vector<std::vector<NodeStore::Carried>> carried;
     for (const auto& tasks : families)
         carried.push_back(
             carried_states(carried_, tasks[0].kind, tasks[0].job->parameter, table_.width));
     const int64_t view_count = static_cast<int64_t>(views.size());
+    const auto with_values = [&](const auto& body) {
+        with_rows(table_, [&]<class T>(const T* table) {
+            body(Values<T>{sorted_.data(), weight_.empty() ? nullptr : weight_.data(), table,
+                           table_.width});
+        });
+    };
     each_item(queries, view_count, threads,
               [&](int64_t slot, const int64_t* order, int64_t count, EventRanges& ranges,
                   NodeStore& nodes) {
-                  while (count > 0) {
+                  const auto pool_listed = [&](size_t family) {
                       const int64_t taken =
                           ranges.fill(*this, slot, queries, order, count, views.data(), view_count);
                       for (int64_t q = 0; q < taken; ++q)
                           for (int64_t v = 0; v < view_count; ++v)
                               views[v].count[order[q]] = ranges.ranges[q * view_count + v].count;
-                      const auto work = [&]<class T>(const T* table) {
-                          const Values<T> values{sorted_.data(),
-                                                 weight_.empty() ? nullptr : weight_.data(), table,
-                                                 table_.width};
-                          for (size_t f = 0; f < families.size(); ++f) {
+                      with_values([&]<class T>(const Values<T>& values) {
+                          for (size_t f = family; f < families.size(); ++f) {
                               const auto& tasks = families[f];
                               const Item<T> item{values, ranges, level_.data(), rank_,     nodes,
                                                  order,  taken,  view_count,    carried[f]};
                               item.run(tasks.data(), static_cast<int64_t>(tasks.size()));
                           }
-                      };
-                      with_rows(table_, work);
+                      });
                       order += taken;
                       count -= taken;
-                  }
+                  };
+                  pool_listed(0);
+                  if (count == 0) return;
+                  // All lists together would be the product of queries and stretches: they are
+                  // for reductions that look at each event.
+                  KnownTrie trie(*this, slot, queries, order, count, views);
+                  with_values([&](const auto& values) {
+                      for (size_t f = 0; f < folded; ++f)
+                          fold_known(values, trie, families[f], carried[f], order, nodes);
+                  });
+                  while (folded < families.size() && count > 0) pool_listed(folded);
               });
 }
 

@@ -104,6 +104,7 @@ class EventLog {
 
   private:
     friend class EventRanges;
+    friend class KnownTrie;
     const EventSummary::Node& node(int64_t source) const {
         const CarriedNode& carried = carried_[CarriedNode::of(source)];
         return carried.summary->nodes[carried.node];
