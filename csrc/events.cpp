@@ -837,7 +837,7 @@ class KnownTrie {
     }
 
   private:
-    // The left child lies behind its parent.
+    // The left child is the next.
     struct Node {
         int64_t first, last;
         int64_t right;           // the other child, or 0: a leaf
@@ -845,23 +845,23 @@ class KnownTrie {
         bool stale;
     };
 
+    // The node of events [first, last), parted at the highest bit in which their times differ.
     int64_t add(int64_t first, int64_t last, int64_t grain) {
         const int64_t v = static_cast<int64_t>(nodes_.size());
         nodes_.push_back({first, last, 0, 0, 0, true});
         if (last - first <= grain) return v;
-        const auto apart = [&](int64_t e) {
-            return static_cast<uint64_t>(log_.sorted_[first].time) ^
-                   static_cast<uint64_t>(log_.sorted_[e].time);
+        const auto events = log_.sorted_.begin();
+        const auto apart = [&](const Event& e) {
+            return static_cast<uint64_t>(e.time) ^ static_cast<uint64_t>(events[first].time);
         };
-        const uint64_t highest = std::bit_floor(apart(last - 1));
+        const uint64_t highest = std::bit_floor(apart(events[last - 1]));
         if (highest == 0) return v;
-        int64_t middle = first, end = last - 1;
-        while (end - middle > 1) {
-            const int64_t e = middle + (end - middle) / 2;
-            (apart(e) < highest ? middle : end) = e;
-        }
-        add(first, end, grain);
-        const int64_t right = add(end, last, grain);
+        const int64_t middle =
+            std::partition_point(events + first, events + last,
+                                 [&](const Event& e) { return apart(e) < highest; }) -
+            events;
+        add(first, middle, grain);
+        const int64_t right = add(middle, last, grain);
         nodes_[v].right = right;
         return v;
     }
@@ -898,8 +898,11 @@ class KnownTrie {
     // How many events are seen from a place on.
     int64_t events_from(int64_t from) const {
         int64_t v = 0, events = 0;
-        for (; from > nodes_[v].first && nodes_[v].right; v = below(v, from))
-            if (from < nodes_[nodes_[v].right].first) events += nodes_[nodes_[v].right].events;
+        while (from > nodes_[v].first && nodes_[v].right) {
+            const int64_t right = nodes_[v].right;
+            v = below(v, from);
+            if (v != right) events += nodes_[right].events;
+        }
         if (from <= nodes_[v].first) return events + nodes_[v].events;
         for (int64_t e = from; e < nodes_[v].last; ++e)
             if (seen(e)) events += log_.count(e, e + 1);
@@ -936,6 +939,7 @@ class KnownTrie {
         node.stale = true;
     }
 
+    // The state of what is seen of a node, which is something.
     template <class Family>
     const double* whole(Fold<Family>& fold, const Family& family, NodeStore& nodes, int64_t v) {
         while (nodes_[v].right) {  // down to where two are seen that part

@@ -315,6 +315,33 @@ def test_events_that_are_not_known_yet(step: int) -> None:
             assert out[name][q : q + 1].tobytes() == column.tobytes(), name
 
 
+@pytest.mark.parametrize("weight", [None, "weight"])
+@pytest.mark.parametrize("moments", [40, 400, 10**12])
+def test_events_that_become_known_one_by_one(moments: int, weight: str | None) -> None:
+    """So many queries that what they see is no longer listed; with times before 0, many events of
+    one time, and some that are known before they happen."""
+    random, events = np.random.default_rng(moments), 400
+    ts = random.integers(-moments // 2, moments // 2, events)
+    known = ts + random.integers(-moments // 4, moments, events)
+    log = {"user": np.zeros(events, np.int64), "vector": random.standard_normal((events, 2)),
+           "ts": ts.astype("datetime64[us]"), "known": known.astype("datetime64[us]"),
+           "weight": random.integers(0, 4, events) / 2}  # fmt: skip
+    at = np.linspace(0, moments, 40).astype(np.int64)
+    queries = 4000  # of which all but a few are of the first moment, whose lists fill the room
+    asked = {"user": np.zeros(queries, np.int64),
+             "ts": np.concatenate([np.full(queries - len(at), at[0]), at]).astype("datetime64[us]"),
+             "target": random.standard_normal((queries, 2))}  # fmt: skip
+    reduce = ["count", "sum", "mean", "max", "min", "std", decay(f"{moments // 3}us"),
+              last(1), last(20), attend("target")]  # fmt: skip
+    spec = WindowPool("user", "ts", Column("vector"), [f"{moments // 3}us", None], reduce,
+                      known_at="known", weight=weight)  # fmt: skip
+    out = spec.asof(log, asked)
+    for q in range(queries - len(at), queries):
+        alone = spec.asof(log, {name: column[q : q + 1] for name, column in asked.items()})
+        for name, column in alone.items():
+            assert out[name][q : q + 1].tobytes() == column.tobytes(), (name, q)
+
+
 def test_memory_where_one_event_is_not_known_yet() -> None:
     """Not the product of events and queries. In a process of its own, whose peak is known."""
     code = """if True:
