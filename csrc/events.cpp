@@ -96,6 +96,11 @@ class NodeStore {
     std::vector<double> slots_;
 };
 
+// From one time to a later one, which may be more than an int64_t holds.
+uint64_t ticks(int64_t from, int64_t to) {
+    return static_cast<uint64_t>(to) - static_cast<uint64_t>(from);
+}
+
 // Merges neighbours in the order of the trie as they are pushed. A family gives lift(out, event),
 // merge(out, a, b, gap), where `out` may be a and the gap is the time between the last events of
 // the two; append(out, a, event, gap), the same for a single event, and pair(out, event, event,
@@ -135,9 +140,7 @@ class Fold {
         Part &a = parts_[size_ - 2], &b = parts_[size_ - 1];
         const bool kept = Keep && nodes_.keeps(b.end - a.begin);
         double* out = kept ? nodes_.room() : nodes_.slot(size_ - 2);
-        // Which may be more than an int64_t holds.
-        const uint64_t gap = static_cast<uint64_t>(events_[b.end - 1].time) -
-                             static_cast<uint64_t>(events_[a.end - 1].time);
+        const uint64_t gap = ticks(events_[a.end - 1].time, events_[b.end - 1].time);
         if (!a.state && !b.state) {
             family_.pair(out, a.begin, b.begin, gap);
         } else {
@@ -832,7 +835,7 @@ class KnownTrie {
         const double* b = right.events ? whole(fold, family, nodes, node.right) : nullptr;
         const double* a = state(fold, family, nodes, from, v + 1);  // last, as it is in a slot
         if (!a || !b) return a ? a : b;
-        family.merge(nodes.slot(0), a, b, right.latest - nodes_[v + 1].latest);
+        family.merge(nodes.slot(0), a, b, ticks(nodes_[v + 1].latest, right.latest));
         return nodes.slot(0);
     }
 
@@ -954,7 +957,7 @@ class KnownTrie {
         if (node.right) {
             const double* a = whole(fold, family, nodes, v + 1);
             const double* b = whole(fold, family, nodes, node.right);
-            family.merge(out, a, b, nodes_[node.right].latest - nodes_[v + 1].latest);
+            family.merge(out, a, b, ticks(nodes_[v + 1].latest, nodes_[node.right].latest));
         } else {
             std::copy_n(leaf(fold, nodes, node, node.first), size_, out);
         }
