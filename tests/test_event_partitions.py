@@ -196,19 +196,18 @@ def test_values_are_refused_when_they_come() -> None:
     time = np.array([1, 2, 3], "datetime64[s]")
     events = pa.table({"user": [1, 1, 2], "ts": time, "x": [[1.0], [2.0, 3.0], [np.nan]]})
     queries = pa.table({"user": [1, 3, 2], "ts": time})
-    pool = PartitionPool(spec, events.slice(0, 1), queries, memory=1)
+    pool = PartitionPool(spec, events.slice(0, 1), queries)
     for logged, asked, message in [
-        ([1], [], r"x holds vectors of 1 and of 2 numbers.*in 1 events and 0 queries of a partit"),
-        ([2], [], "x has a value that is not finite in event 0"),
+        ([1], [], "x holds vectors of 1 and of 2 numbers, while pooling events of 'user'"),
+        ([2], [], r"x has a value that is not finite in event 0.*in 1 events and 0 queries of a p"),
         ([], [1], "query 0 sees no event in 5s"),
         ([0, 1], [], "vectors of 1 to 2 numbers"),
         ([0], [0], "query 0 sees no event"),
     ]:
         tables = (table.take(np.array(rows, int)) for table, rows in
                   ((events, logged), (queries, asked)))  # fmt: skip
-        (blocks,) = partitions(PartitionPool(spec, events.slice(0, 1), queries), *tables)
         with pytest.raises(PoolError, match=message):
-            list(pool(blocks.to_batches()))
+            [*pool(partitions(pool, *tables)[0].to_batches())]
 
 
 @pytest.mark.parametrize(
