@@ -25,7 +25,7 @@ from pyspark.sql.functions import spark_partition_id  # noqa: E402
 from test_event_engines import arrow, text  # noqa: E402
 from test_events import skewed  # noqa: E402
 
-from poolkit.events.spark import _places  # noqa: E402
+from poolkit.events.spark import _hashes, _places  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 
@@ -224,6 +224,9 @@ def test_there_is_a_place_for_each_partition(session: Any) -> None:
     places = session.createDataFrame([(place,) for place in _places(session)], "place long")
     found = places.repartition("place").select(spark_partition_id().alias("part")).toArrow()
     assert sorted(found["part"].to_pylist()) == list(range(5))
+    longs = np.array([0, 1, -1, 2**40 + 7, -(2**63)])
+    frame = session.createDataFrame([(number,) for number in longs.tolist()], "number long")
+    assert frame.selectExpr("hash(number)").toArrow()[0].to_pylist() == _hashes(longs).tolist()
 
 
 def test_an_executor_that_is_killed_takes_nothing_with_it(session: Any, tmp_path: Path) -> None:
