@@ -569,6 +569,24 @@ def test_an_example_of_one():
     assert report.note == ""
 
 
+def test_batches_of_any_size_of_any_number_of_inputs():
+    class Several(nn.Module):
+        def forward(self, *inputs, scale, shift):
+            x = torch.cat(inputs, dim=1) * scale + shift
+            return F.max_pool2d(F.max_pool2d(x, 5, 1, 2), 5, 1, 2)
+
+    def given(batch):
+        x = torch.randn(batch, 2, 8, 8)
+        return (x, x + 1), {"shift": torch.randn(batch, 1, 1, 1), "scale": torch.tensor(2.0)}
+
+    model, (inputs, kwargs) = Several(), given(2)
+    report = optimize(model, inputs, tier="graph", seconds=0, kwargs=kwargs)
+    assert report.note == ""
+    for batch in (1, 5):
+        inputs, kwargs = given(batch)
+        check_equal(report.module()(*inputs, **kwargs), model(*inputs, **kwargs))
+
+
 def test_a_model_that_fixes_its_batch():
     report = rewritten(Calls(lambda x: F.max_pool2d(x, 2).reshape(2, -1)))
     assert report.note == "the program takes batches of this size only"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import warnings
@@ -121,8 +120,7 @@ def export_onnx(
             if two[0] is not args or two[1] is not given:
                 args, given = two
                 examples.append(_doubled_example(model, args, given))
-            values = _by_parameter(model, args, given)
-            dynamic_shapes = batch_axes(values, {}, torch.export.Dim.DYNAMIC)
+            dynamic_shapes = batch_axes(model, args, given, torch.export.Dim.DYNAMIC)
         program, mode = _traced(model, args, given, dynamic_shapes)
         _check_expressible(program)
         proto = _translated(program, len(examples[0][1]))
@@ -179,17 +177,6 @@ def _doubled_example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             f"the model does not work for a batch of two: {str(error).rstrip('.')}",
             "Export it with dynamic_batch=False",
         ) from error
-
-
-def _by_parameter(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, ...]:
-    """What each parameter of ``forward`` gets, in their order: of ``*inputs`` a tuple."""
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    except (TypeError, ValueError):  # nothing is known of its parameters
-        return (*args, *kwargs.values())
-    return tuple(bound.arguments.values())
 
 
 def _traced(

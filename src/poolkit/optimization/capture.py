@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,7 @@ def capture(
         return _exported(model, args, given, dynamic_shapes), ""
     two, two_given = of_two(args), of_two(given)
     try:
-        program = _exported(model, two, two_given, batch_axes(two, two_given, Dim.AUTO))
+        program = _exported(model, two, two_given, batch_axes(model, two, two_given, Dim.AUTO))
         run_model(program.module(), args, given)
     except PoolError as error:
         return (
@@ -94,9 +95,15 @@ def of_two(values: Any) -> Any:
     return values
 
 
-def batch_axes(args: tuple[Any, ...], kwargs: Mapping[str, Any], length: Any) -> Any:
+def batch_axes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], length: Any
+) -> Any:
     """``dynamic_shapes`` of `torch.export.export` in which the first axis of every tensor has a
     ``length`` of its own: the tracer finds out which of them must agree."""
+    try:  # by parameter of forward, in their order: of ``*inputs`` a tuple
+        given = inspect.signature(model.forward).bind(*args, **kwargs).arguments.values()
+    except (TypeError, ValueError):  # nothing is known of its parameters
+        given = (*args, *kwargs.values())
 
     def axes(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -107,4 +114,4 @@ def batch_axes(args: tuple[Any, ...], kwargs: Mapping[str, Any], length: Any) ->
             return type(value)(map(axes, value))
         return None
 
-    return (*map(axes, args), *map(axes, kwargs.values()))
+    return tuple(map(axes, given))
