@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import subprocess
@@ -206,6 +207,77 @@ def test_what_a_compiler_is_not_given_to_fuse() -> None:
     assert "poolkit" not in operators_in(run, half)
     exported = torch.export.export(poolkit.nn.MaxPool2d(2), (small,), strict=True)
     assert any("poolkit" in str(node.target) for node in exported.graph.nodes)
+
+
+CHANGED: dict[str, tuple[torch.nn.Module, dict[str, Any]]] = {
+    "max": (
+        poolkit.nn.MaxPool2d(2),
+        {"ceil_mode": True, "stride": 1, "kernel_size": (3, 2), "padding": "same", "dilation": 2},
+    ),
+    "mean": (
+        poolkit.nn.AvgPool2d(3, padding=1),
+        {"stride": 1, "count_include_pad": False, "padding": 0, "divisor_override": 5},
+    ),
+    "bins": (poolkit.nn.AdaptiveAvgPool2d(1), {"output_size": (3, None)}),
+    "picked bins": (poolkit.nn.AdaptiveMaxPool2d(2), {"output_size": (3, 1)}),
+}
+
+
+@pytest.mark.parametrize("small", [0, dispatch.SMALL])
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_compiled_module_follows_its_attributes(
+    name: str, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "SMALL", small)
+    torch._dynamo.reset()
+    module, changes = CHANGED[name]
+    module = copy.deepcopy(module)
+    x = torch.randn(2, 3, 9, 10)
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(x), module(x))
+    for attribute, value in changes.items():
+        before = module(x)
+        setattr(module, attribute, value)
+        after = module(x)
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(compiled(x), after)
+
+
+def test_a_compiled_function_follows_sizes_that_vary() -> None:
+    torch._dynamo.reset()
+
+    def run(x: torch.Tensor, size: int, bins: tuple[int, int]) -> Any:
+        return poolkit.max_pool2d(x, (size, 2), 1), poolkit.adaptive_avg_pool2d(x, bins)
+
+    x = torch.randn(2, 3, 9, 10)
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    for size, bins in ((2, (2, 3)), (3, (1, 4)), (4, (1, 4))):
+        torch.testing.assert_close(compiled(x, size, bins), run(x, size, bins))
+
+
+def guards_of(run: Callable[..., Any], x: torch.Tensor) -> int:
+    """How many facts each call of the compiled function asks for."""
+    found: list[int] = []
+
+    def count(guards: Any) -> list[bool]:
+        found.append(len(guards))
+        return [True] * len(guards)
+
+    torch._dynamo.reset()
+    options = {"guard_filter_fn": count}
+    torch.compile(run, fullgraph=True, dynamic=False, backend="eager", options=options)(x)
+    (number,) = found
+    return number
+
+
+@pytest.mark.parametrize("side", [16, 130])
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("MaxPool2d", (3, 2)), ("AvgPool2d", (2,)), ("AdaptiveAvgPool2d", (1,))]
+)
+def test_a_compiled_call_asks_for_little(name: str, arguments: Any, side: int) -> None:
+    x = torch.randn(1, 8, side, side)
+    ours, torchs = (getattr(nn, name)(*arguments) for nn in (poolkit.nn, torch.nn))
+    assert guards_of(ours, x) < guards_of(torchs, x) + 50
 
 
 def test_a_window_that_does_not_fit_says_so_compiled_as_well() -> None:

@@ -25,6 +25,8 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("torch", "torch") from error
 
+from ..torch import dispatch as _dispatch  # noqa: F401 - the shortcuts, which a compiler traces
+
 __all__ = [
     "SPPF",
     "AdaptiveAvgPool1d",

@@ -101,7 +101,8 @@ def batch_axes(
     """``dynamic_shapes`` of `torch.export.export` in which the first axis of every tensor has a
     ``length`` of its own: the tracer finds out which of them must agree."""
     try:  # by parameter of forward, in their order: of ``*inputs`` a tuple
-        given = inspect.signature(model.forward).bind(*args, **kwargs).arguments.values()
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        given = tuple(bound.arguments.values())
     except (TypeError, ValueError):  # nothing is known of its parameters
         given = (*args, *kwargs.values())
 

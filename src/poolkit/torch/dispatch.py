@@ -13,6 +13,7 @@ guard on its contents; the composite path is one operator instead of many; and a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from .. import functional
 from ..composite import beyond_64_bits, composite
 from ..core import join_grids
 from ..dtypes import DTYPES
+from ..errors import PoolError
 from ..plan import Plan
 from ..reductions import Activated, Max, Mean, Min, Reduction, as_reduction, inner_of
 from ..windows import Adaptive, Global, Sliding, Window, as_window
@@ -215,29 +217,33 @@ def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
     if isinstance(reduction, Activated):
         pooled = _aten(window, reduction.inner, axes)
         return None if pooled is None else lambda x: pooled(reduction.first(x)[0])
+    function, arguments = _aten_call(window, reduction, axes)
+    return None if function is None else lambda x: function(x, *arguments)
+
+
+def _aten_call(
+    window: Window, reduction: Reduction, axes: int
+) -> tuple[Callable[..., Tensor] | None, tuple[Any, ...]]:
+    """Aten's function and what it takes behind x; None and nothing where there is none."""
     bins = _aten_bins(window, axes)
     if isinstance(reduction, Mean) and reduction.result == "float":
         if bins is not None and reduction.divisor is None:
-            adaptive = _ADAPTIVE_MEAN[axes]
-            return lambda x: adaptive(x, bins)
+            return _ADAPTIVE_MEAN[axes], (bins,)
         arguments = _aten_arguments(window, axes)
-        if arguments is None or any(d != 1 for d in arguments[3]):
-            return None
-        kernel, stride, padding, _, ceil_mode = arguments
-        mean, rest = _MEAN[axes], (ceil_mode, reduction.count_include_pad)
-        if axes == 1:
-            return None if reduction.divisor else lambda x: mean(x, kernel, stride, padding, *rest)
-        divisor = reduction.divisor
-        return lambda x: mean(x, kernel, stride, padding, *rest, divisor)
-    if isinstance(reduction, Max):
+        if arguments is not None and all(d == 1 for d in arguments[3]):
+            kernel, stride, padding, _, ceil_mode = arguments
+            given = (kernel, stride, padding, ceil_mode, reduction.count_include_pad)
+            if axes > 1:
+                return _MEAN[axes], (*given, reduction.divisor)
+            if not reduction.divisor:
+                return _MEAN[axes], given
+    elif isinstance(reduction, Max):
         if bins is not None:
-            most = _ADAPTIVE_MAX[axes]
-            return lambda x: most(x, bins)
+            return _ADAPTIVE_MAX[axes], (bins,)
         arguments = _aten_arguments(window, axes)
         if arguments is not None:
-            largest = _MAX[axes]
-            return lambda x: largest(x, *arguments)
-    return None
+            return _MAX[axes], arguments
+    return None, ()
 
 
 def _aten_picks(window: Window, reduction: Reduction, axes: int) -> Any:
@@ -276,28 +282,56 @@ def _is_small(x: Tensor, call: Call) -> bool:
     """
     if not is_dynamo_compiling() or is_exporting() or not _aten_does_the_same(x, call):
         return False
+    least = _least(call.window, call.axes)
+    return least is not None and _is_known_small(x, least)
+
+
+def _is_known_small(x: Tensor, least: tuple[int, ...]) -> bool:
+    """Whether x surely has elements, fewer than `SMALL`, and so many along its last axes."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes 0.3 s
 
-    spatial, window = x.shape[x.ndim - call.axes :], call.window
-    known = [x.numel() > 0, x.numel() < SMALL]
-    if isinstance(window, Sliding):  # else it does not fit, which the operator's message says
-        kernel, _, dilation = window.sizes(call.axes)
-        pads = window.pads(call.axes) or ()
-        for size, k, d, (before, after) in zip(spatial, kernel, dilation, pads, strict=True):
-            known.append((k - 1) * d < size + before + after)
-    return all(statically_known_true(fact) for fact in known) and window.always_sees(spatial)
+    if not (statically_known_true(x.numel() > 0) and statically_known_true(x.numel() < SMALL)):
+        return False
+    for axis, size in enumerate(least, start=x.ndim - len(least)):
+        if not statically_known_true(x.shape[axis] >= size):
+            return False
+    return True
+
+
+def _least(window: Window, axes: int) -> tuple[int, ...] | None:
+    """The smallest map that the window fits, and each window sees something of; None if there may
+    be none. The operator says what does not fit."""
+    if not isinstance(window, Sliding):
+        return (1,) * axes
+    kernel, _, dilation = window.sizes(axes)
+    pads = window.pads(axes)
+    if pads is None:
+        return None
+    least = tuple(
+        max((k - 1) * d + 1 - before - after, d if d > 1 and max(before, after) > 0 else 1)
+        for k, d, (before, after) in zip(kernel, dilation, pads, strict=True)
+    )
+    return least if window.always_sees(least) else None
 
 
 def _aten_does_the_same(x: Tensor, call: Call) -> bool:
+    return (
+        call.aten is not None
+        and forward_ad._current_level < 0
+        and _aten_does_with(x.dtype, x.ndim, x.requires_grad, call.kind, call.axes)
+    )
+
+
+def _aten_does_with(
+    dtype: torch.dtype, ndim: int, requires_grad: bool, kind: str, axes: int
+) -> bool:
     """Half types go native when they are added up: aten does that in the half type, in the gradient
     of a max too."""
-    if call.aten is None or call.axes > 2 or forward_ad._current_level >= 0:
+    if axes > 2 or not axes + 1 <= ndim <= axes + 2:
         return False
-    if not call.axes + 1 <= x.ndim <= call.axes + 2:
-        return False
-    if x.dtype in _HALVES:
-        return call.kind == "pick" and not x.requires_grad
-    return x.dtype in _FLOATS
+    if dtype in _HALVES:
+        return kind == "pick" and not requires_grad
+    return dtype in _FLOATS
 
 
 # --- the shortest ways ---------------------------------------------------------------------------
@@ -308,7 +342,7 @@ def _aten_does_the_same(x: Tensor, call: Call) -> bool:
 # of 12. Written out, and with a fixed number of arguments, as the time is that of Python: to look
 # at the type, the size and the dtype takes 0.25 us, an eighth of what aten's mean takes, and
 # another call, or a tuple of arguments, 0.05 to 0.1. An exporter's tensors are no plain ones, so
-# that only Dynamo has to be asked for.
+# that only Dynamo has to be asked for: it is shown a way of its own.
 
 
 class Ready(NamedTuple):
@@ -345,6 +379,68 @@ def _runs_at_once(x: Tensor) -> bool:
     return _is_unwatched(x) and x.is_contiguous() and _runs_native(x) and not _differentiates(x)
 
 
+def _tell(
+    make: Callable[..., tuple[Window, Reduction]], axes: int
+) -> Callable[..., tuple[Any, ...] | None]:
+    """What Dynamo is told of a call, all of it constant, by a dtype, a rank, requires_grad and the
+    arguments of `make`: the recipes, what aten's function takes behind x, and `_least`, which is
+    None where aten does not do the same. None for what is left to the usual way."""
+
+    @torch.compiler.assume_constant_result
+    def told(
+        dtype: torch.dtype, ndim: int, requires_grad: bool, *arguments: Any
+    ) -> tuple[Any, ...] | None:
+        if dtype not in _FLOATS | _HALVES or not axes + 1 <= ndim <= axes + 2:
+            return None
+        try:
+            window, reduction = make(*arguments)
+        except PoolError:
+            return None
+        kind = reduction.kernel.kind if reduction.kernel is not None else "composite"
+        function, given = _aten_call(window, reduction, axes)
+        same = function is not None and _aten_does_with(dtype, ndim, requires_grad, kind, axes)
+        return repr(window), repr(reduction), given, _least(window, axes) if same else None
+
+    return told
+
+
+def _traced(
+    x: Tensor, pool: Callable[..., Tensor], told: Any, axes: int, *arguments: Any
+) -> Tensor | None:
+    """What Dynamo is shown. Few lines, as every call of the compiled program looks again at
+    whatever they read, each global, class and attribute: 68 of them, where the usual way has 191
+    and torch's module 35, so that the call of a tiny max takes 2 us more than torch's, not 12."""
+    if not isinstance(x, Tensor) or not x.is_cpu or x.layout is not torch.strided:
+        return None
+    if is_exporting() or forward_ad._current_level >= 0 or 0 in x.shape[-axes - 1 :]:
+        return None
+    numbers = []
+    for value in arguments:
+        if type(value) is not bool:
+            if not functional.are_exact(value):
+                return None
+            value = _as_constant(value)
+        numbers.append(value)
+    known = told(x.dtype, x.ndim, x.requires_grad, *numbers)
+    if known is None:
+        return None
+    seen, reduced, given, least = known
+    if least is not None and _is_known_small(x, least):
+        out = pool(x, *given)
+    elif x.requires_grad and torch.is_grad_enabled():
+        return None
+    else:
+        out = torch.ops.poolkit.pool.default(x, seen, reduced, axes)
+    return out if x.ndim == 4 else out.contiguous()  # as `in_format` has it
+
+
+def _as_constant(value: Any) -> Any:
+    """Of a number that may vary, or a tuple of such, what it is now."""
+    if type(value) is int:
+        return operator.index(value)
+    return tuple(map(_as_constant, value)) if type(value) is tuple else value
+
+
 def _sliding_shortcut(
     pool: Callable[..., Tensor],
     axes: int,
@@ -363,20 +459,20 @@ def _sliding_shortcut(
         *given, shape, dtype = arguments
         return _ready(*make(*given), axes, shape, dtype)
 
+    told = _tell(make, axes)
+
     def pooled(
         x: Any, kernel_size: Any, stride: Any, padding: Any, fourth: Any, fifth: Any
     ) -> Tensor | None:
+        if is_dynamo_compiling():
+            return _traced(x, pool, told, axes, kernel_size, stride, padding, fourth, fifth)
         try:
-            if (
-                type(x) is Tensor
-                and not is_dynamo_compiling()
-                and (
-                    (
-                        type(kernel_size) is type(padding) is int
-                        and (stride is None or type(stride) is int)
-                    )
-                    or functional.are_exact(kernel_size, stride, padding)
+            if type(x) is Tensor and (
+                (
+                    type(kernel_size) is type(padding) is int
+                    and (stride is None or type(stride) is int)
                 )
+                or functional.are_exact(kernel_size, stride, padding)
             ):
                 n = x.numel()
                 if n >= TINY:
@@ -412,11 +508,14 @@ def _adaptive_shortcut(
     def ready(output_size: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Ready | None:
         return _ready(functional.new_adaptive(axes, output_size), reduction, axes, shape, dtype)
 
+    told = _tell(lambda size: (functional.new_adaptive(axes, size), reduction), axes)
+
     def pooled(x: Any, output_size: Any) -> Tensor | None:
+        if is_dynamo_compiling():
+            return _traced(x, pool, told, axes, output_size)
         try:
             if (
                 type(x) is Tensor
-                and not is_dynamo_compiling()
                 and axes + 1 <= x.ndim <= axes + 2  # aten's mean in one bin takes any rank
                 and (
                     output_size > 0
