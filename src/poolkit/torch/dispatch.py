@@ -74,12 +74,14 @@ TINY = 4096
 TINY_GLOBAL = 256
 # Below this many elements a max or a mean that torch.compile sees is aten's. Inductor makes one
 # loop of it and of what stands before and behind, while an operator is a call from Python with a
-# loop on either side: 35 us more. ReLU, product, pooling, on one thread, aten's time over ours, for
-# 8192, 32768, 123904 and 1638400 elements: channels last, in which Inductor runs whatever has a
-# convolution, 0.27, 0.46, 0.64, 0.80 (max, window 3, stride 2) and 0.43, 0.43, 0.52, 0.76 (mean,
-# 2x2); channels first, where its max takes an element at a time, 0.74, 0.96, 1.68, 2.36 and 0.43,
-# 0.65, 0.71, 1.00 (`python benchmarks/compiled.py`). Forward and backward of that max, channels
-# last: 0.74 for 8192 elements, 0.94 for 32768.
+# loop on either side: 40 us more. ReLU, product, pooling, in time of the process on one thread of a
+# busy machine, aten's over ours, for 8192, 32768, 123904, 495616 and 1638400 elements: channels
+# last, in which Inductor runs whatever has a convolution, 0.19, 0.44, 0.52, 0.56, 0.65 (max,
+# window 3, stride 2) and 0.38, 0.42, 0.45, 0.77, 0.85 (mean, 2x2); channels first, where its max
+# takes an element at a time, 0.69, 0.85, 1.72, 2.57, 2.14 and 0.44, 0.49, 0.61, 0.53, 1.14
+# (`python benchmarks/compiled.py`). Most poolings have a convolution about, so the limit is above
+# the 65536 elements at which the max of channels first would change over. Forward and backward of
+# that max, channels last: 0.74 for 8192 elements, 0.94 for 32768.
 SMALL = 1 << 17
 
 
