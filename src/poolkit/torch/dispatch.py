@@ -80,8 +80,8 @@ TINY_GLOBAL = 256
 # window 3, stride 2) and 0.38, 0.42, 0.45, 0.77, 0.85 (mean, 2x2); channels first, where its max
 # takes an element at a time, 0.69, 0.85, 1.72, 2.57, 2.14 and 0.44, 0.49, 0.61, 0.53, 1.14
 # (`python benchmarks/compiled.py`). Most poolings have a convolution about, so the limit is above
-# the 65536 elements at which the max of channels first would change over. Forward and backward of
-# that max, channels last: 0.74 for 8192 elements, 0.94 for 32768.
+# where the max changes over in channels first, which is between 32768 and 123904. Forward and
+# backward of that max, channels last: 0.74 for 8192 elements, 0.94 for 32768.
 SMALL = 1 << 17
 
 
