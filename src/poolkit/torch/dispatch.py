@@ -7,8 +7,8 @@ gradient what aten saves: for a max the input and eight bytes per output, where 
 a code of one byte (two or four for windows of more than 256 positions).
 
 A compiler traces the same lines with three differences: no cache is read or written, as it would
-guard on its contents; the composite path is one operator instead of many; and aten runs up to
-`SMALL`, since torch.compile fuses it with what stands around, and cannot look into an operator.
+guard on its contents; the composite path is one operator instead of many; and in inference aten
+runs up to `SMALL`: torch.compile fuses it with what stands around, and cannot look into an operator.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ TINY_GLOBAL = 256
 # window 3, stride 2) and 0.38, 0.42, 0.45, 0.77, 0.85 (mean, 2x2); channels first, where its max
 # takes an element at a time, 0.69, 0.85, 1.72, 2.57, 2.14 and 0.44, 0.49, 0.61, 0.53, 1.14
 # (`python benchmarks/compiled.py`). Most poolings have a convolution about, so the limit is above
-# where the max changes over in channels first, which is between 32768 and 123904. Forward and
-# backward of that max, channels last: 0.74 for 8192 elements, 0.94 for 32768.
+# where the max changes over in channels first, which is between 32768 and 123904.
 SMALL = 1 << 17
 
 
@@ -280,7 +279,9 @@ def _is_small(x: Tensor, call: Call) -> bool:
     """Whether a compiler does better that may fuse the pooling.
 
     An exported graph keeps the operator, as nobody knows what will run it. So does a graph for any
-    size: to ask a size that may vary would tie the graph to it.
+    size: to ask a size that may vary would tie the graph to it. And so does what has a gradient:
+    Inductor's is wrong for a mean with `ceil_mode`, picks another of several NaNs, and does not run
+    for a max over padding and -inf alone. Of -0.0 and 0.0 its max may be either.
     """
     if not is_dynamo_compiling() or is_exporting() or not _aten_does_the_same(x, call):
         return False
@@ -289,7 +290,10 @@ def _is_small(x: Tensor, call: Call) -> bool:
 
 
 def _is_known_small(x: Tensor, least: tuple[int, ...]) -> bool:
-    """Whether x surely has elements, fewer than `SMALL`, and so many along its last axes."""
+    """Whether x surely has elements, fewer than `SMALL`, and so many along its last axes;
+    and no gradient."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes 0.3 s
 
     if not (statically_known_true(x.numel() > 0) and statically_known_true(x.numel() < SMALL)):
