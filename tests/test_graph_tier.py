@@ -687,6 +687,12 @@ def test_a_module_of_the_program_is_one_as_others_are(net):
     assert not program(X).any()  # in both of its graphs
     assert not program(X).any()
     assert model(X).any()
+    other = {name: value + 1 for name, value in report.module().state_dict().items()}
+    program.load_state_dict(other, assign=True)
+    shifted = program(X[:1])  # a batch that is checked, and then known
+    assert torch.equal(program(X[:1]), shifted)
+    wide = program.double()
+    assert wide(X.double()).dtype == wide(X.double()).dtype == torch.float64
     with pytest.raises(PoolValueError, match="has no training mode"):
         program.train()
     with pytest.raises(PoolValueError, match="no program to run after a dry run"):

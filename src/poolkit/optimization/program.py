@@ -42,7 +42,11 @@ class ProgramModule(nn.Module):
         # The same weights twice: the one that checks is no submodule.
         self.graph = _direct(program.module(check_guards=False), flat=True)
         self._structure = program.call_spec.out_spec
-        self._checking = (_direct(program.module()),)
+        checking = _direct(program.module())
+        for name, part in self.graph.named_modules():  # whoever moves or assigns them, does in both
+            twin = checking.get_submodule(name)
+            twin._parameters, twin._buffers = part._parameters, part._buffers
+        self._checking = (checking,)
         self._known: set[tuple[Any, ...]] = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

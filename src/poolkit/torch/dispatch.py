@@ -7,8 +7,9 @@ gradient what aten saves: for a max the input and eight bytes per output, where 
 a code of one byte (two or four for windows of more than 256 positions).
 
 A compiler traces the same lines with three differences: no cache is read or written, as it would
-guard on its contents; the composite path is one operator instead of many; and in inference aten
-runs up to `SMALL`: torch.compile fuses it with what stands around, and cannot look into an operator.
+guard on its contents; the composite path is one operator instead of many; and aten runs up to
+`SMALL` in inference: torch.compile fuses it with what stands around, but cannot look into an
+operator.
 """
 
 from __future__ import annotations
