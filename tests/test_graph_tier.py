@@ -715,15 +715,21 @@ def test_gradients_are_those_of_the_model(net, tmp_path):
 def test_saves_and_loads_in_another_process(net, tmp_path):
     model, report = net
     path = report.save(tmp_path / "net.pt2")
-    torch.save((X, model(X).detach()), tmp_path / "pair.pt")
+    x = X.clone().requires_grad_()
+    out = model(x)
+    gradient = torch.autograd.grad(out.square().sum(), x)[0]
+    torch.save((x.detach(), out.detach(), gradient), tmp_path / "values.pt")
     code = (
         "import sys, torch, poolkit.nn\n"
         "program = torch.export.load(sys.argv[1])\n"
-        "x, expected = torch.load(sys.argv[2])\n"
+        "x, expected, gradient = torch.load(sys.argv[2])\n"
         "assert any('poolkit.chain' in str(node.target) for node in program.graph.nodes)\n"
-        "torch.testing.assert_close(program.module()(x), expected, rtol=1e-5, atol=1e-6)\n"
+        "out = program.module()(x.requires_grad_())\n"
+        "torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)\n"
+        "found = torch.autograd.grad(out.square().sum(), x)[0]\n"
+        "torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-6)\n"
     )
-    files = [str(path), str(tmp_path / "pair.pt")]
+    files = [str(path), str(tmp_path / "values.pt")]
     subprocess.run([sys.executable, "-c", code, *files], check=True)
 
 
