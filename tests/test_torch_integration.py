@@ -718,6 +718,22 @@ def test_a_rank_that_aten_refuses_in_its_own_words_or_takes(
 # --- operators -----------------------------------------------------------------------------------
 
 
+@forward_mode
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: OPS.pool(x, "Sliding(3, stride=2, padding=1)", "Max()", 2),
+        lambda x: OPS.pool(x, "Sliding(2)", "Activated('Mean()', 'Sigmoid()')", 2),
+        lambda x: OPS.pool(x, "Adaptive(2)", "Median()", 2),
+        lambda x: OPS.chain(x, "Sliding(3, stride=1, padding=1)", 2),
+    ],
+)
+def test_operators_have_gradients_in_both_directions(run: Callable[..., Any]) -> None:
+    x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, (x,))
+
+
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("batch", [2, 0])

@@ -733,6 +733,8 @@ _library = torch.library.Library("poolkit", "FRAGMENT")
 
 @torch.library.impl(_library, "pool", "Autograd")
 def _pool_with_gradient(x: Tensor, window: str, reduction: str, axes: int) -> Tensor:
+    if _carries_tangents(x):
+        return _composite(x, _call(as_window(window), as_reduction(reduction), axes))
     if x.requires_grad and torch.is_grad_enabled():
         call = _call(as_window(window), as_reduction(reduction), axes)
         known = call.kind != "composite" and _runs_native(x)
@@ -744,13 +746,18 @@ def _pool_with_gradient(x: Tensor, window: str, reduction: str, axes: int) -> Te
 
 @torch.library.impl(_library, "chain", "Autograd")
 def _chain_with_gradient(x: Tensor, window: str, levels: int) -> Tensor:
-    if x.requires_grad and torch.is_grad_enabled():
+    if _carries_tangents(x) or (x.requires_grad and torch.is_grad_enabled()):
         parts = [x]
         for _ in range(levels):
             parts.append(_pool_with_gradient(parts[-1], window, "Max()", 2))
         return torch.cat(parts, dim=-3)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.poolkit.chain.default(x, window, levels)
+
+
+def _carries_tangents(x: Tensor) -> bool:
+    """Whether forward differentiation is about, of which the kernels know nothing."""
+    return forward_ad._current_level >= 0 and x.dtype.is_floating_point and not _is_opaque(x)
 
 
 def _is_unwatched(x: Tensor) -> bool:
