@@ -91,6 +91,19 @@ def test_a_shared_module_is_replaced_by_one_module_under_every_name():
     assert model.pool is model.inner["again"] is original
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Using `torch.compile")
+def test_parts_that_are_compiled_are_seen():
+    part, pooling = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), nn.MaxPool2d(1)
+    part.compile(backend="eager")
+    model = nn.Sequential(torch.compile(pooling, backend="eager"), part)
+    with torch.no_grad():
+        expected = model(X)
+        first, second = optimize(model, X, seconds=0).layers
+        assert "inside OptimizedModule" in first.reason
+        assert (second.name, second.status) == ("1.1", "swapped")
+        assert torch.equal(model(X), expected)
+
+
 def test_functions_and_reductions_are_reported():
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -289,7 +302,7 @@ def test_a_wrapper_inside_is_skipped():
             return self.inner(x)
 
     (layer,) = optimize(Distributed(), X, seconds=0).layers
-    assert "inside a DataParallel" in layer.reason
+    assert "inside DataParallel" in layer.reason
 
 
 def test_not_a_model():

@@ -159,10 +159,18 @@ def follow(
     recorder = _Recorder(model, convolutions, [] if found is None else found)
     for value in tensors_in((tuple(inputs), dict(kwargs or {}))):
         recorder.see_input(value, of_inputs)
-    with torch.no_grad(), recorder.hooks(), recorder:
+    with torch.no_grad(), uncompiled(), recorder.hooks(), recorder:
         output = run_model(model, inputs, kwargs)
     recorder.see_output(output)
     return Run(recorder.found, output, recorder.order, recorder.made)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, what torch.compile has made runs as it was written: a compiler would trace whoever
+    watches the model, and hide the model from them."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def run_model(

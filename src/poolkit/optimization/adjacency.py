@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from poolkit.errors import PoolError
-from poolkit.inspection.trace import calling_line, tensors_in
+from poolkit.inspection.trace import calling_line, tensors_in, uncompiled
 from poolkit.optimization.elementwise import activation_of, is_activation
 from poolkit.optimization.equality import fixed_randomness
 from poolkit.optimization.sites import POOLING_CLASSES, reason_not_to_move
@@ -117,7 +117,7 @@ def in_training_mode(model: nn.Module) -> Iterator[None]:
 def _seen(task: Task, gradients: bool) -> dict[int, Neighbour]:
     """What one run in the mode that the model is in shows."""
     watch = _Watch()
-    with torch.set_grad_enabled(gradients), watch.hooks(), watch:
+    with torch.set_grad_enabled(gradients), uncompiled(), watch.hooks(), watch:
         watch.read_outputs(task.forward())
     watch.made.clear()
     if any(value.alive() is not None for value in watch.values):

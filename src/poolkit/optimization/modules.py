@@ -14,7 +14,7 @@ import poolkit.nn
 from poolkit.errors import PoolError, first_line
 from poolkit.inspection.downsampling import Pooled, downsampling_of
 from poolkit.inspection.inspector import evaluating
-from poolkit.inspection.trace import TracedPooling, tensors_in, trace
+from poolkit.inspection.trace import TracedPooling, tensors_in, trace, uncompiled
 from poolkit.optimization.adjacency import Neighbour, in_training_mode, neighbours
 from poolkit.optimization.elementwise import activation_of
 from poolkit.optimization.equality import (
@@ -283,7 +283,8 @@ class Attempt:
 
         handle = nn.modules.module.register_module_forward_pre_hook(note)
         try:
-            reproducible(self.task.forward)
+            with uncompiled():
+                reproducible(self.task.forward)
         except PoolError as error:  # it asks torch's module for something that ours does not have
             self._keep_all(report, f"with poolkit's modules {error}".rstrip("."))
         finally:

@@ -101,7 +101,7 @@ def reason_not_to_move(model: nn.Module, module: nn.Module) -> str:
     for parent in model.modules():
         name = wrapper_name(parent)
         if name and any(child is module for child in parent.modules()):
-            return f"it is inside a {name}, which has its own copy or view of the modules"
+            return f"it is inside {name}, which has its own copy or view of the modules"
     return ""
 
 
