@@ -19,7 +19,6 @@ from ..sequences.merging import TokenMerge
 from ..sequences.pooled_attention import BlockMeanKV, PooledAttention
 from ..sequences.pooling import SequencePool
 from ..sequences.tokens import TokenPool
-from ..torch import dispatch as _dispatch  # gradients of operators in programs that are loaded
 from ..vision import standard as _listed  # enters the standard ones in the registry
 from ..vision.antialias import APSPool2d, BlurPool1d, BlurPool2d, MaxBlurPool2d
 from ..vision.attention import (
@@ -123,4 +122,4 @@ __all__ = [
     "pools2d",
 ]
 __all__ += _standard
-del _dispatch, _listed
+del _listed

@@ -25,7 +25,8 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("torch", "torch") from error
 
-from ..torch import dispatch as _dispatch  # noqa: F401 - the shortcuts, which a compiler traces
+# The shortcuts, which a compiler traces, and the gradients of operators in programs.
+from ..torch import dispatch as _dispatch  # noqa: F401
 
 __all__ = [
     "SPPF",
