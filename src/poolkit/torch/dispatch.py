@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
 from .. import functional
+from ..arrays import arrays_of
 from ..composite import beyond_64_bits, composite
 from ..core import join_grids
 from ..dtypes import DTYPES
@@ -83,6 +84,9 @@ TINY_GLOBAL = 256
 # (`python benchmarks/compiled.py`). Most poolings have a convolution about, so the limit is above
 # where the max changes over in channels first, which is between 32768 and 123904.
 SMALL = 1 << 17
+
+# Its answer for tensors is made at the first call. Made under a compiler it would be traced again.
+arrays_of(torch.empty(0))
 
 
 # --- what does not depend on the tensor --------------------------------------------------------
