@@ -104,6 +104,15 @@ def test_parts_that_are_compiled_are_seen():
         assert torch.equal(model(X), expected)
 
 
+@pytest.mark.parametrize("tier", ["module", "graph"])
+def test_a_model_that_writes_to_its_inputs_is_refused(tier):
+    x = torch.randn(1, 3, 8, 8)
+    before = x.clone()
+    with pytest.raises(PoolValueError, match="writes to its inputs"):
+        optimize(nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)), x, tier=tier, seconds=0)
+    assert torch.equal(x, before)
+
+
 def test_functions_and_reductions_are_reported():
     class Functional(nn.Module):
         def __init__(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from poolkit.errors import PoolTypeError, PoolValueError
 from poolkit.inspection.exported import ExportedModel
@@ -81,9 +83,9 @@ def optimize(
 
     Raises:
         PoolTypeError: ``model`` is not a module.
-        PoolValueError: the model is wrapped (DataParallel and the like), raised on the inputs, or
-            cannot be exported; ``tier`` is none; ``tolerance`` or ``seconds`` is negative or not
-            finite.
+        PoolValueError: the model is wrapped (DataParallel and the like), raised on the inputs,
+            writes to them, or cannot be exported; ``tier`` is none; ``tolerance`` or ``seconds``
+            is negative or not finite.
 
     >>> import torch
     >>> from torch import nn
@@ -121,10 +123,15 @@ def optimize(
         args = example_of(model)
     if isinstance(model, ExportedModel):
         args, given = model.as_exported(args, given)
+    args, given = pytree.tree_map_only(torch.Tensor, _copied, (args, given))  # the caller's stay
     task = Task(model, args, given, tolerance, seconds, filter_fn, progress or _silent)
     if tier == "graph":
         return optimize_graph(task, dry_run, dynamic_batch, dynamic_shapes)
     return optimize_modules(task, dry_run)
+
+
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from poolkit.errors import PoolError
+from poolkit.errors import PoolError, PoolValueError
 from poolkit.inspection.inspector import Progress
-from poolkit.inspection.trace import run_model
+from poolkit.inspection.trace import run_model, tensors_in
 from poolkit.optimization.equality import Difference
 from poolkit.optimization.records import Changes, LayerChange
 from poolkit.timing import Call, Comparison, compare, interleave, within
@@ -31,7 +31,20 @@ class Task:
     progress: Progress
 
     def forward(self) -> Any:
-        return run_model(self.model, self.args, self.kwargs)
+        """The outputs of the model.
+
+        Raises:
+            PoolError: it raised, or it writes to its inputs, which are to be the same in every run.
+        """
+        inputs = [x for x in tensors_in((self.args, dict(self.kwargs))) if not x.is_inference()]
+        before = [x._version for x in inputs]
+        outputs = run_model(self.model, self.args, self.kwargs)
+        if [x._version for x in inputs] != before:
+            raise PoolValueError(
+                "the model writes to its inputs, so that no two runs are the same",
+                "Let its first operation be one that is not in place",
+            )
+        return outputs
 
     def allows(self, module: nn.Module, name: str) -> bool:
         return self.filter_fn is None or bool(self.filter_fn(module, name))
