@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +418,30 @@ def test_a_specification_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_bytes(TOML.replace("item", "\xe9").encode("latin-1"))
     with pytest.raises(PoolValueError, match=r"is not TOML.*utf-8"):
         read_spec(tmp_path / "spec.toml")
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    rows = 1_000_000
+    times = np.arange(rows).astype("datetime64[s]")
+    log = {"user": np.arange(rows) % 999, "ts": times, "x": np.ones(rows)}
+    pq.write_table(arrow(log), tmp_path / "e.parquet")
+    pq.write_table(arrow({name: log[name][:9] for name in ("user", "ts")}), tmp_path / "q.parquet")
+    (tmp_path / "spec.toml").write_text(
+        'key = "user"\ntime = "ts"\nunit = "s"\nwindows = ["all"]\nreduce = ["mean"]\n'
+        '[value]\ncolumn = "x"\n'
+    )
+    (tmp_path / "parts").mkdir()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "poolkit", "window", "spec.toml", "--events", "e.parquet",
+         "--queries", "q.parquet", "--output", "out.parquet", "--memory", "0.0005"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "parts")},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list((tmp_path / "parts").glob("poolkit-*/*")):
+        assert command.poll() is None
+        time.sleep(0.01)
+    command.terminate()
+    _, said = command.communicate()
+    assert (command.returncode, said) == (130, "poolkit: interrupted\n")
+    assert not list((tmp_path / "parts").iterdir())
+    assert not (tmp_path / "out.parquet").exists()

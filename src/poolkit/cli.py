@@ -6,6 +6,7 @@ Nothing here imports torch before a command needs it, so ``poolkit --help`` is q
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -534,7 +535,7 @@ def window(
     if not 0 < memory < 2**20:
         raise PoolValueError(f"memory must be above 0, got {memory}", "Give gigabytes")
     asked = read_stored(queries)
-    with _progress("windows") as progress:
+    with _terminated_as_interrupted(), _progress("windows") as progress:
         pooled = definition.asof(events, asked, memory=int(memory * 2**30), progress=progress)
     out = pooled.to_arrow(asked)
     import pyarrow.parquet as pq
@@ -543,6 +544,16 @@ def window(
         pq.write_table(out, temporary)
     _console().print(f"{out.num_rows} rows, {len(pooled)} columns: {output}", soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, SIGTERM is a KeyboardInterrupt: temporary files, which may be large, are removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _thread_counts(given: list[str] | None) -> list[int] | None:
