@@ -390,6 +390,7 @@ def lint(
     The exit status is 1 if there are any, and 0 if there are none.
     """
     from poolkit import lint as find_traps
+    from poolkit.inspection.wording import human_count
 
     versions = {} if onnxruntime is None else {"onnxruntime": onnxruntime}
     if model.endswith(".onnx"):
@@ -402,7 +403,7 @@ def lint(
     console = _console()
     for finding in findings:
         console.print(str(finding), soft_wrap=True, markup=False)
-    console.print(f"{len(findings)} findings" if findings else "no known traps")
+    console.print(human_count(len(findings), "finding") if findings else "no known traps")
     return 1 if findings else 0
 
 
