@@ -244,7 +244,7 @@ def test_lint_of_a_model(capsys):
     assert run("lint", "net.py:trap") == 1
     out = capsys.readouterr().out
     assert "drops divisor_override=3" in out
-    assert out.endswith("1 findings\n")
+    assert out.endswith("1 finding\n")
     assert run("lint", "net.py:with_inputs") == 0
     assert capsys.readouterr().out == "no known traps\n"
     assert "there is no file none.onnx" in fails(capsys, "lint", "none.onnx")
