@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from time import process_time
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ POOLINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
     "mean 2x2": (lambda x: F.avg_pool2d(x, 2), lambda x: poolkit.avg_pool2d(x, 2)),
 }
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
-SCHEDULE = Schedule(budget_s=1, min_rounds=7, max_rounds=1001, sample_s=2e-3, clock=process_time)
+SCHEDULE = Schedule(budget_s=1, min_rounds=7, max_rounds=1001, sample_s=2e-3, clock="process")
 
 
 def surrounded(pool: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:

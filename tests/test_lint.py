@@ -515,7 +515,7 @@ def test_what_poolkit_exports_on_integers_has_no_trap(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     poolkit.export_onnx(Model(), drawn(2, 3, 16, 16), path)
     operators = [node.op_type for node in onnx.load(path).graph.node]
-    assert operators[:2] == ["QuantizeLinear", "MaxPool"]
+    assert operators[:4] == ["QuantizeLinear", "DequantizeLinear", "MaxPool", "QuantizeLinear"]
     assert traps(path) == []
 
 

@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from numbers import Real
 from statistics import median, quantiles
-from time import perf_counter, sleep
-from typing import Any
+from time import perf_counter, process_time, sleep
+from typing import Any, Literal
 
 import torch
 
 from poolkit.errors import PoolValueError
 
 Call = Callable[[], Any]
+
+_CLOCKS = {"wall": perf_counter, "process": process_time}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Schedule:
         sample_s: a sample is as many calls as take about this many seconds, so that neither the
             resolution of the clock nor the call of it counts.
         rest_s: seconds of pause before each sample; an untimed call ends the pause.
-        clock: what tells the seconds; `time.process_time`, for calls of one thread on a machine
+        clock: what tells the seconds: "wall", or "process", for calls of one thread on a machine
             that does other work, too.
     """
 
@@ -45,7 +47,7 @@ class Schedule:
     seed: int = 0
     sample_s: float = 100e-6  # the clock and the call of it cost under 1 us
     rest_s: float = 0.0
-    clock: Callable[[], float] = perf_counter
+    clock: Literal["wall", "process"] = "wall"
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Samples:
 
 def interleave(calls: Sequence[Call], schedule: Schedule) -> list[Samples]:
     """Time `calls`, each once a round; the samples are in the order of `calls`."""
-    clock = schedule.clock
+    clock = _CLOCKS[schedule.clock]
     found = [Samples(_calls_per_sample(call, schedule.sample_s, clock)) for call in calls]
     order = list(range(len(calls)))
     shuffle = random.Random(schedule.seed).shuffle

@@ -20,7 +20,6 @@ import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from time import process_time
 from typing import TypeVar
 
 import numpy as np
@@ -242,7 +241,7 @@ def measure_times(rows: dict[str, Row], x: Tensor, seconds: float) -> None:
     with torch.no_grad(), config.patch(freezing=True):
         compiled = [torch.compile(row.model) for row in rows.values() if row.model is not None]
         calls = [lambda each=each: each(x) for each in compiled]
-        found = interleave(calls, replace(within(seconds), clock=process_time))
+        found = interleave(calls, replace(within(seconds), clock="process"))
     for row, samples in zip(rows.values(), found, strict=True):
         row.time = Quartiles.of(paired_ratios(samples.seconds, found[0].seconds))
 
