@@ -78,8 +78,8 @@ class Changes:
 
     @property
     def limit(self) -> float | None:
-        """How many times as fast the model were at most, whatever is done to its poolings: Amdahl's
-        law.
+        """How many times as fast the model would be if its poolings cost nothing: Amdahl's law, by
+        the times of layers alone, which in a small model are not quite those within it.
 
         >>> layer = LayerChange("pool", "", "", "kept", "", before_ms=2.0)
         >>> Changes("Net", [layer], threads=1, model_ms=10.0).limit

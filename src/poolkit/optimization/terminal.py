@@ -62,7 +62,7 @@ def _share(report: Changes) -> str:
             "what their share is."
         )
     return (
-        f"These layers take {human_share(report.share)} of the model's "
-        f"{human_ms(report.model_ms)}: whatever is done to them, it cannot become more than "
-        f"{report.limit:.2f} times as fast."
+        f"Timed alone, these layers take {human_share(report.share)} of the model's "
+        f"{human_ms(report.model_ms)}: if they cost nothing, it would be {report.limit:.2f} times as "
+        "fast."
     )
