@@ -360,7 +360,7 @@ def test_the_share_of_the_model(monkeypatch):
     assert report.share == 0.25
     assert report.limit == pytest.approx(4 / 3)
     text = " ".join(str(report).split())
-    assert "These layers take 25 % of the model's 16.0 ms" in text
+    assert "Timed alone, these layers take 25 % of the model's 16.0 ms" in text
     assert "if they cost nothing, it would be 1.33 times as fast" in text
 
 

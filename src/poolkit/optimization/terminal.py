@@ -63,6 +63,6 @@ def _share(report: Changes) -> str:
         )
     return (
         f"Timed alone, these layers take {human_share(report.share)} of the model's "
-        f"{human_ms(report.model_ms)}: if they cost nothing, it would be {report.limit:.2f} times as "
-        "fast."
+        f"{human_ms(report.model_ms)}: if they cost nothing, it would be {report.limit:.2f} times "
+        "as fast."
     )
