@@ -257,3 +257,11 @@ def test_results_do_not_replace_columns_of_queries() -> None:
     events = pa.table({"user": [1], "ts": np.array([3], "datetime64[s]"), "x": [1.0]})
     with pytest.raises(PoolValueError, match="queries have a column 'count_5s', and so has"):
         PartitionPool(spec, events, events.append_column("count_5s", pa.array([1])))
+
+
+@pytest.mark.parametrize("places", [(), [1.5], 3, ["a"]])
+def test_places_that_are_none_are_refused(places: Any) -> None:
+    events = pa.table({"user": [1], "ts": np.zeros(1, "datetime64[s]"), "x": [1.0]})
+    spec = WindowPool("user", "ts", Column("x"), windows=["7d"], reduce=["mean"])
+    with pytest.raises(PoolValueError, match="places must be whole numbers"):
+        PartitionPool(spec, events, events.select(["user", "ts"]), places)

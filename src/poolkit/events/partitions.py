@@ -81,7 +81,12 @@ class PartitionPool:
         memory: int = 2**25,
     ) -> None:
         self.spec, self.memory = spec, memory
-        self.places = np.asarray(places, dtype=np.int64)
+        self.places = np.asarray(places)
+        if self.places.ndim != 1 or not self.places.size or self.places.dtype.kind not in "iu":
+            raise PoolValueError(
+                f"places must be whole numbers, got {places!r}", "Give range(number of partitions)"
+            )
+        self.places = self.places.astype(np.int64)
         none = np.zeros(0, np.int64)
         self._no_events = EventColumns.read(spec, events).take(none)
         asked = queries.slice(0, 0).cast(_plain(queries.schema))
