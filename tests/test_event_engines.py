@@ -323,7 +323,9 @@ vector = "embedding"
 """
 
 
-def test_the_command_and_its_specification(tables: Any, tmp_path: Path, capsys: Any) -> None:
+def test_the_command_and_its_specification(
+    tables: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("cyclopts")
     from poolkit.cli import run
 
@@ -340,6 +342,7 @@ def test_the_command_and_its_specification(tables: Any, tmp_path: Path, capsys: 
     spec = read_spec(tmp_path / "spec.toml")
     assert isinstance(spec.value, Lookup)
     want = spec.asof(events, queries)
+    assert spec.results == tuple(want)
 
     output = tmp_path / "out.parquet"
     given = ["window", tmp_path / "spec.toml", "--events", tmp_path / "e.parquet", "--queries",
@@ -353,6 +356,11 @@ def test_the_command_and_its_specification(tables: Any, tmp_path: Path, capsys: 
         assert flat.to_numpy(zero_copy_only=False).tobytes() == column.tobytes()
 
     before = output.read_bytes()
+    pq.write_table(arrow({**queries, "seen_all": np.ones(400)}), tmp_path / "q.parquet")
+    monkeypatch.setattr(WindowPool, "asof", None)  # is not reached
+    assert run(list(map(str, given))) == 1
+    assert "queries have a column 'seen_all', and so has the result" in capsys.readouterr().err
+    monkeypatch.undo()
     (tmp_path / "q.parquet").write_text("broken")
     assert run(list(map(str, given))) == 1
     assert "no Parquet files" in capsys.readouterr().err

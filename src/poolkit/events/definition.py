@@ -201,6 +201,13 @@ class Definition:
         object.__setattr__(self, "reductions", reductions)
 
     @property
+    def results(self) -> tuple[str, ...]:
+        """The columns that come out."""
+        masked = ("seen",) if self.empty == "zero+mask" else ()
+        names = [name for name, _ in self.reductions]
+        return tuple(f"{name}_{window}" for window, _ in self.lengths for name in (*names, *masked))
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Columns of the queries that attentions name."""
         names = (r.query for _, r in self.reductions if isinstance(r, Attend))
