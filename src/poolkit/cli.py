@@ -530,17 +530,14 @@ def window(
     _check_apart(output, [str(spec), *events, *queries])
     from poolkit.events.configuration import read_spec
     from poolkit.events.local import read_stored
+    from poolkit.events.results import check_names
     from poolkit.files import whole
 
     definition = read_spec(spec)
     if not 0 < memory < 2**20:
         raise PoolValueError(f"memory must be above 0, got {memory}", "Give gigabytes")
     asked = read_stored(queries)
-    for name in definition.results:
-        if name in asked.column_names:
-            raise PoolValueError(
-                f"queries have a column {name!r}, and so has the result", "Rename or drop theirs"
-            )
+    check_names(asked.column_names, definition.results)
     with _terminated_as_interrupted(), _progress("windows") as progress:
         pooled = definition.asof(events, asked, memory=int(memory * 2**30), progress=progress)
     out = pooled.to_arrow(asked)

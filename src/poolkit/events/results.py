@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import PoolValueError
 from .tables import arrow_of, as_table
 
-__all__ = ["Pooled"]
+__all__ = ["Pooled", "check_names"]
 
 
 class Pooled(Mapping[str, np.ndarray]):
@@ -64,15 +64,21 @@ class Pooled(Mapping[str, np.ndarray]):
                     f"{name} of queries has {len(column)} rows, the result {rows}",
                     "Give the queries that were pooled for",
                 )
+        check_names(columns, self._columns)
         for name, column in self._columns.items():
-            if name in columns:
-                raise PoolValueError(
-                    f"queries have a column {name!r}, and so has the result",
-                    "Rename or drop theirs",
-                )
             if column.ndim == 1:
                 columns[name] = pa.array(column)
             else:
                 flat = pa.array(np.ascontiguousarray(column).reshape(-1))
                 columns[name] = pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
         return pa.table(columns)
+
+
+def check_names(queries: Iterable[str], results: Iterable[str]) -> None:
+    """Refuses columns of queries that would stand beside results of the same name."""
+    given = set(queries)
+    for name in results:
+        if name in given:
+            raise PoolValueError(
+                f"queries have a column {name!r}, and so has the result", "Rename or drop theirs"
+            )
