@@ -798,18 +798,23 @@ def test_configuration(bits: int) -> None:
         )
 
 
+def observing(bits: int) -> tuple[Any, Any]:
+    """How activations are quantized, and a new observer of them."""
+    spec = pt2e.quantization_config(bits).input_activation
+    return spec, spec.observer_or_fake_quant_ctr.with_args(
+        dtype=spec.dtype,
+        quant_min=spec.quant_min,
+        quant_max=spec.quant_max,
+        qscheme=spec.qscheme,
+    )()
+
+
 def test_few_bits_saturate() -> None:
     """What is rare does not take the few steps there are: the range of 4 bits is the narrower."""
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     errors, ranges = {}, {}
     for bits in (8, 4):
-        spec = pt2e.quantization_config(bits).input_activation
-        observer = spec.observer_or_fake_quant_ctr.with_args(
-            dtype=spec.dtype,
-            quant_min=spec.quant_min,
-            quant_max=spec.quant_max,
-            qscheme=spec.qscheme,
-        )()
+        spec, observer = observing(bits)
         observer(x)
         scale, zero = observer.calculate_qparams()
         ranges[bits] = float(scale) * (2**bits - 1)
@@ -825,13 +830,7 @@ def test_few_bits_saturate() -> None:
 def test_scales_have_few_digits() -> None:
     """8 binary ones, so that sums in float32 are exact; and the range is none the smaller."""
     for bits, low, high in ((8, -1.3, 2.9), (8, 0.0, 0.7), (4, -0.3, 7.7), (4, -5.0, -1.0)):
-        spec = pt2e.quantization_config(bits).input_activation
-        observer = spec.observer_or_fake_quant_ctr.with_args(
-            dtype=spec.dtype,
-            quant_min=spec.quant_min,
-            quant_max=spec.quant_max,
-            qscheme=spec.qscheme,
-        )()
+        spec, observer = observing(bits)
         scale, zero = observer._calculate_qparams(torch.tensor(low), torch.tensor(high))
         mantissa, _ = torch.frexp(scale)
         assert float(mantissa) * 256 == round(float(mantissa) * 256)

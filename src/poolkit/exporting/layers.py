@@ -223,10 +223,10 @@ def export_layers(layers: Sequence[Layer] = LAYERS) -> dict[str, Exported | Pool
 
 def _exported(layers: Sequence[Layer]) -> dict[str, Exported | PoolError]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "layers.onnx"
+        path, model = Path(folder) / "layers.onnx", Beside(layers)
         try:
             report = export_onnx(
-                Beside(layers), layers[0].inputs, path, dynamic_batch=not layers[0].fixed_batch
+                model, layers[0].inputs, path, dynamic_batch=not layers[0].fixed_batch
             )
         except PoolError as error:
             if list(Path(folder).iterdir()):
@@ -236,7 +236,7 @@ def _exported(layers: Sequence[Layer]) -> dict[str, Exported | PoolError]:
             half = len(layers) // 2
             return _exported(layers[:half]) | _exported(layers[half:])
         graph = onnx.load(path).graph
-    sizes = [len(list(tensors_in(outputs))) for outputs in Beside(layers)(*layers[0].inputs)]
+    sizes = [len(list(tensors_in(outputs))) for outputs in model(*layers[0].inputs)]
     ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
     found: dict[str, Exported | PoolError] = {}
     for layer, end, size in zip(layers, ends, sizes, strict=True):

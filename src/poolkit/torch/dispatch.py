@@ -751,10 +751,7 @@ def _pool_with_gradient(x: Tensor, window: str, reduction: str, axes: int) -> Te
 @torch.library.impl(_library, "chain", "Autograd")
 def _chain_with_gradient(x: Tensor, window: str, levels: int) -> Tensor:
     if _carries_tangents(x) or (x.requires_grad and torch.is_grad_enabled()):
-        parts = [x]
-        for _ in range(levels):
-            parts.append(_pool_with_gradient(parts[-1], window, "Max()", 2))
-        return torch.cat(parts, dim=-3)
+        return _by_levels(x, levels, lambda part: _pool_with_gradient(part, window, "Max()", 2))
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.poolkit.chain.default(x, window, levels)
 
@@ -781,9 +778,13 @@ def chain(x: Tensor, window: Window, levels: int) -> Tensor:
 
 
 def chain_by_levels(x: Tensor, window: Window, levels: int) -> Tensor:
+    return _by_levels(x, levels, lambda part: pool(part, window, Max(), 2, False))
+
+
+def _by_levels(x: Tensor, levels: int, once: Callable[[Tensor], Tensor]) -> Tensor:
     parts = [x]
     for _ in range(levels):
-        parts.append(pool(parts[-1], window, Max(), 2, False))
+        parts.append(once(parts[-1]))
     return torch.cat(parts, dim=-3)
 
 
