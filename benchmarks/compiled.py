@@ -2,8 +2,8 @@
 
 Inductor fuses torch's pooling with what stands around it, here a ReLU and a product before, and
 calls an operator of poolkit's from Python. What is printed is the time of each, in microseconds of
-the process, and the first over the second: `poolkit.torch.dispatch.SMALL` is chosen by it. It
-compiles 40 functions, which takes minutes.
+the process, and the first over the second: `SMALL` and `FEW` of `poolkit.torch.dispatch` are chosen
+by it. It compiles 140 functions, which takes minutes.
 
     python benchmarks/compiled.py
 """
@@ -22,34 +22,45 @@ import poolkit
 from poolkit.timing import Schedule, interleave, paired_ratios
 from poolkit.torch import dispatch
 
-SHAPES = [(1, 32, 16, 16), (1, 32, 32, 32), (1, 64, 44, 44), (1, 64, 88, 88), (1, 64, 160, 160)]
-POOLINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "max 3x3, stride 2": (
-        lambda x: F.max_pool2d(x, 3, 2, 1),
-        lambda x: poolkit.max_pool2d(x, 3, 2, 1),
-    ),
-    "mean 2x2": (lambda x: F.avg_pool2d(x, 2), lambda x: poolkit.avg_pool2d(x, 2)),
+SHAPES = [
+    (1, 32, 16, 16), (1, 32, 32, 32), (1, 64, 32, 32), (1, 64, 44, 44), (1, 64, 88, 88),
+    (1, 64, 160, 160), (4, 64, 160, 160),
+]  # fmt: skip
+POOLINGS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...]]] = {
+    "max 2x2": (F.max_pool2d, poolkit.max_pool2d, (2,)),
+    "max 3x3, stride 2": (F.max_pool2d, poolkit.max_pool2d, (3, 2, 1)),
+    "max 3x3, stride 1": (F.max_pool2d, poolkit.max_pool2d, (3, 1, 1)),
+    "max 5x5, stride 1": (F.max_pool2d, poolkit.max_pool2d, (5, 1, 2)),
+    "max, 7x7 bins": (F.adaptive_max_pool2d, poolkit.adaptive_max_pool2d, (7,)),
+    "max of all": (F.adaptive_max_pool2d, poolkit.adaptive_max_pool2d, (1,)),
+    "mean 2x2": (F.avg_pool2d, poolkit.avg_pool2d, (2,)),
+    "mean 3x3, stride 1": (F.avg_pool2d, poolkit.avg_pool2d, (3, 1, 1)),
+    "mean, 7x7 bins": (F.adaptive_avg_pool2d, poolkit.adaptive_avg_pool2d, (7,)),
+    "mean of all": (F.adaptive_avg_pool2d, poolkit.adaptive_avg_pool2d, (1,)),
 }
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
 SCHEDULE = Schedule(budget_s=1, min_rounds=7, max_rounds=1001, sample_s=2e-3, clock="process")
 
 
-def surrounded(pool: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-    return pool(x.relu() * weight)
+def surrounded(
+    pool: Callable[..., Tensor], arguments: tuple[int, ...], x: Tensor, weight: Tensor
+) -> Tensor:
+    return pool(x.relu() * weight, *arguments)
 
 
 def main() -> None:
     torch.set_num_threads(1)  # others would count, too
-    dispatch.SMALL = 0
+    dispatch.SMALL = dispatch.FEW = 0
     print(f"one thread, {poolkit.info()['isa']}\n")
     print(f"{'pooling':18} {'layout':15} {'elements':>9} {'torch':>7} {'poolkit':>8} {'ratio':>6}")
-    for name, pools in POOLINGS.items():
+    for name, (*pools, arguments) in POOLINGS.items():
         for layout, memory_format in LAYOUTS.items():
             for shape in SHAPES:
                 x = torch.randn(shape).contiguous(memory_format=memory_format)
                 weight = torch.randn(shape[1], 1, 1)
                 torch._dynamo.reset()
-                runs = [torch.compile(partial(surrounded, pool), dynamic=False) for pool in pools]
+                functions = [partial(surrounded, pool, arguments) for pool in pools]
+                runs = [torch.compile(function, dynamic=False) for function in functions]
                 with torch.no_grad():
                     torch.testing.assert_close(*(run(x, weight) for run in runs))
                     calls = [partial(run, x, weight) for run in runs]

@@ -75,6 +75,7 @@ def test_compile(name: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> N
     # Means that go to aten differ in the last bit.
     monkeypatch.setattr(dispatch, "TINY", 0)
     monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setattr(dispatch, "FEW", 0)
     torch._dynamo.reset()
     run = COMPILED[name]
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -123,12 +124,13 @@ def test_a_second_size_is_not_compiled_again(name: str, monkeypatch: pytest.Monk
     torch._dynamo.reset()
     backend, graphs = count_graphs()
     compiled = torch.compile(COMPILED[name], fullgraph=True, backend=backend)
-    for batch, height, width in ((3, 20, 22), (2, 31, 24), (5, 18, 40)):
-        x = torch.randn(batch, 4, height, width)
-        for axis in (0, 2, 3):
-            torch._dynamo.mark_dynamic(x, axis)
-        assert torch.equal(compiled(x), COMPILED[name](x))
-    assert graphs == [1]
+    for form, count in zip(FORMATS, (1, 2), strict=True):
+        for size in ((3, 4, 20, 22), (2, 4, 31, 24), (5, 4, 18, 40)):
+            x = torch.randn(size).contiguous(memory_format=form)
+            for axis in (0, 2, 3):
+                torch._dynamo.mark_dynamic(x, axis)
+            torch.testing.assert_close(compiled(x), COMPILED[name](x))
+        assert graphs == [count]
 
 
 def test_the_count_of_graphs_can_fail() -> None:
@@ -196,6 +198,12 @@ def test_what_a_compiler_is_not_given_to_fuse() -> None:
     assert large.numel() > dispatch.SMALL
     run = FUSED["max"]
     assert "poolkit" in operators_in(run, large)
+    behind = large.contiguous(memory_format=torch.channels_last)
+    assert "poolkit" not in operators_in(run, behind)
+    assert "poolkit" not in operators_in(run, behind, dynamic=True)
+    assert "poolkit" not in operators_in(lambda x: poolkit.adaptive_avg_pool2d(x, 1), behind)
+    for more in (lambda x: poolkit.max_pool2d(x, 5), lambda x: poolkit.adaptive_max_pool2d(x, 3)):
+        assert "poolkit" in operators_in(more, behind)  # ours is faster
     assert "poolkit" in operators_in(run, small, dynamic=True)  # its size would be a guard
     padded = poolkit.nn.Pool("Sliding(3, padding=2)", "max")
     assert "poolkit" in operators_in(padded, small)  # torch takes neither
@@ -297,6 +305,7 @@ def test_a_compiled_pooling_takes_the_layout_of_the_convolution_before(
     from torch._inductor.utils import run_and_get_code
 
     monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setattr(dispatch, "FEW", 0)
     torch._dynamo.reset()
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 3),
