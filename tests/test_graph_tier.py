@@ -19,6 +19,7 @@ from torch import nn
 import poolkit
 from poolkit.errors import PoolValueError
 from poolkit.inspection import inspect
+from poolkit.inspection.exported import ExportedModel
 from poolkit.optimization import OptimizeReport, load_program, optimize, trial
 from poolkit.timing import Comparison, Samples
 
@@ -528,7 +529,7 @@ def test_real_times():
     (layer,) = report.layers
     assert layer.before_ms > 0
     assert report.share > 0
-    assert "These layers " in str(report)
+    assert "these layers " in str(report).lower()
     data = json.loads(report.to_json())
     assert data["tier"] == "graph"
     assert data["share"] == pytest.approx(report.share)
@@ -850,3 +851,16 @@ def test_the_module_tier_has_no_program(tmp_path):
     report = optimize(nn.Sequential(nn.MaxPool2d(2)), X, seconds=0)
     with pytest.raises(PoolValueError, match=r"there is no program to save\. Optimise with"):
         report.save(tmp_path / "net.pt2")
+
+
+def test_a_program_runs_no_further_than_it_is_looked_at() -> None:
+    model = Calls(lambda x: F.max_pool2d(x.relu(), 2).sigmoid())
+    watched = ExportedModel(torch.export.export(model, (X,)))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        values = watched.values_of(["x", "relu"], (X,), {})
+    assert torch.equal(values["x"], X)
+    assert torch.equal(values["relu"], model.conv(X).relu())
+    ran = {event.key for event in profile.key_averages()}
+    assert "aten::relu" in ran
+    assert "aten::sigmoid" not in ran
+    assert torch.equal(watched(X)[0], model(X))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +35,7 @@ class ExportedModel(nn.Module):
         self._graph = (graph,)
         self.running: fx.Node | None = None
         self.watched: dict[str, Any] = {}
+        self.awaited: set[str] = set()
         self._order = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
         self.example = None if program.example_inputs is None else program.example_inputs
 
@@ -95,10 +97,12 @@ class ExportedModel(nn.Module):
     def values_of(
         self, names: Iterable[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What the nodes of these names give on these arguments: copies, as they leave the node."""
+        """What the nodes of these names give on these arguments: copies, as they leave the node.
+        The program runs no further than to the last of them."""
         watched: dict[str, Any] = dict.fromkeys(names)
-        self.watched = watched
-        self._run(tuple(args), kwargs)
+        self.watched, self.awaited = watched, set(watched)
+        with suppress(_AllSeenError):
+            self._run(tuple(args), kwargs)
         return {name: value for name, value in watched.items() if value is not None}
 
     @property
@@ -117,10 +121,15 @@ class ExportedModel(nn.Module):
         return name, str(cls).rpartition(".")[2], source
 
 
+class _AllSeenError(Exception):
+    """Every node that is awaited has run."""
+
+
 class _Interpreter(fx.Interpreter):
     def __init__(self, model: ExportedModel) -> None:
         super().__init__(model.graph)
         self.model = model
+        self.extra_traceback = False  # an error is told by whoever runs a program
 
     def run_node(self, n: fx.Node) -> Any:
         self.model.running = n
@@ -131,4 +140,7 @@ class _Interpreter(fx.Interpreter):
             # A size that is computed from shapes is a number.
             kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
             self.model.watched[name] = kept
+            self.model.awaited.discard(name)
+            if not self.model.awaited:
+                raise _AllSeenError
         return value
