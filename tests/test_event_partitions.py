@@ -257,6 +257,8 @@ def test_results_do_not_replace_columns_of_queries() -> None:
     events = pa.table({"user": [1], "ts": np.array([3], "datetime64[s]"), "x": [1.0]})
     with pytest.raises(PoolValueError, match="queries have a column 'count_5s', and so has"):
         PartitionPool(spec, events, events.append_column("count_5s", pa.array([1])))
+    with pytest.raises(PoolValueError, match="a column is named ' bucket'"):
+        PartitionPool(spec, events, events.append_column(" bucket", pa.array([1])))
 
 
 @pytest.mark.parametrize("places", [(), [1.5], 3, ["a"]])

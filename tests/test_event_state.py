@@ -190,6 +190,10 @@ def test_states_of_others(tmp_path: Path) -> None:
             other.state(saved.to_bytes())
         with pytest.raises(PoolValueError, match="different definitions"):
             saved.merge(other.state())
+    with pytest.raises(PoolTypeError, match="a State merges another, got b'state'"):
+        saved.merge(b"state")  # type: ignore[arg-type]
+    with pytest.raises(PoolTypeError, match="bytes or the path of a file, got 3"):
+        spec.state(3)  # type: ignore[arg-type]
     equal = WindowPool("user", "ts", Lookup("item", table.copy()), [None])
     saved.merge(equal.state(saved.to_bytes()))
     state.save(tmp_path / "state")

@@ -277,6 +277,8 @@ def _plain(schema: Any) -> Any:
 
 def _with_bucket(schema: Any) -> Any:
     pa = arrow_of("rows")
+    if BUCKET in schema.names:
+        raise PoolValueError(f"a column is named {BUCKET!r}, as one of blocks is", "Rename it")
     return pa.schema([pa.field(BUCKET, pa.int64()), *_plain(schema)])
 
 

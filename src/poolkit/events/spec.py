@@ -139,6 +139,7 @@ class WindowPool(Definition):
 
         Raises:
             PoolValueError: for a state that is corrupt, of another version or definition.
+            PoolTypeError: for what is neither bytes nor a path.
         """
         if saved is None:
             return State(self)
@@ -147,6 +148,11 @@ class WindowPool(Definition):
                 saved = Path(saved).read_bytes()
             except OSError as error:
                 raise PoolValueError(f"cannot read {saved!s}: {error.strerror}") from None
+            except TypeError:
+                raise PoolTypeError(
+                    f"a state is bytes or the path of a file, got {saved!r}",
+                    "Give what to_bytes made, or where save wrote",
+                ) from None
         return State.of_bytes(self, bytes(saved))
 
     def verify(self, log: Any, served: Any) -> Verification:

@@ -84,6 +84,8 @@ class State:
     def merge(self, other: State) -> None:
         """Adds the events of another state of the same definition; those that both have count
         twice. All or, if any is refused, none."""
+        if not isinstance(other, State):
+            raise PoolTypeError(f"a State merges another, got {other!r}")
         if _identity(other.spec) != _identity(self.spec):
             raise PoolValueError(
                 "the states are of different definitions", "Merge states of one WindowPool"
