@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -677,25 +678,56 @@ def test_results_keep_their_structure(make):
         check_equal(out, expected)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of copying a graph
-def test_a_module_of_the_program_is_one_as_others_are(net):
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda program: pickle.loads(pickle.dumps(program)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_of_a_module_of_the_program_have_weights_of_their_own(net, way):
     model, report = net
-    program = copy.deepcopy(report.module()).eval()
-    assert len(list(program.parameters())) == len(list(model.parameters()))
+    program = COPIES[way](report.module()).eval()
+    assert not any(module.training for module in program.modules())
+    check_equal(program(X), model(X))
     with torch.no_grad():
         for parameter in program.parameters():
             parameter.zero_()
-    assert not program(X).any()  # in both of its graphs
-    assert not program(X).any()
+    for _ in range(2):  # in both of its graphs
+        assert not program(X).any()
+    assert not COPIES[way](program)(X).any()
     assert model(X).any()
-    other = {name: value + 1 for name, value in report.module().state_dict().items()}
-    program.load_state_dict(other, assign=True)
-    shifted = program(X[:1])  # a batch that is checked, and then known
-    assert torch.equal(program(X[:1]), shifted)
-    wide = program.double()
-    assert wide(X.double()).dtype == wide(X.double()).dtype == torch.float64
+    with pytest.raises(AssertionError, match=r"size\(\)\[2\] == 20"):
+        program(torch.randn(2, 3, 21, 20))
+
+
+def test_a_module_of_the_program_has_the_names_of_the_model(net):
+    model, report = net
+    program, other = copy.deepcopy(report.module()), Net().eval()
+    assert [name for name, _ in program.named_parameters()] == [
+        name for name, _ in model.named_parameters()
+    ]
+    program.load_state_dict(other.state_dict())
+    for _ in range(2):
+        check_equal(program(X), other(X))
+    program.load_state_dict(model.state_dict(), assign=True)
+    for x in (X, X[:1], X[:1]):  # a batch that is checked, and then known
+        check_equal(program(x), model(x))
+    check_equal(torch.func.functional_call(program, other.state_dict(), (X,)), other(X))
+    other.load_state_dict(program.state_dict())
+    check_equal(program(X), other(X))
+
+
+def test_a_module_of_the_program_keeps_its_mode_dtype_and_device(net):
+    model, report = net
+    program = copy.deepcopy(report.module())
     with pytest.raises(PoolValueError, match="has no training mode"):
         program.train()
+    with pytest.raises(PoolValueError, match=r"keeps its dtype, which is torch\.float32, not .*64"):
+        nn.Sequential(program).double()
+    with pytest.raises(PoolValueError, match=r"keeps its device, which is cpu, not meta.*optimise"):
+        program.to("meta")
+    check_equal(program.to("cpu", torch.float32).requires_grad_(False)(X), model(X))
     with pytest.raises(PoolValueError, match="no program to run after a dry run"):
         rewritten(Net(), dry_run=True).module()
 

@@ -46,8 +46,10 @@ def capture(
     return program, fixed
 
 
-def copy_of(program: ExportedProgram) -> ExportedProgram:
-    """A program with a graph of its own and the same weights."""
+def copy_of(
+    program: ExportedProgram, state_dict: dict[str, torch.Tensor] | None = None
+) -> ExportedProgram:
+    """A program with a graph of its own and the same weights, or those that are given."""
     graph = copy.deepcopy(program.graph)
     for node, twin in zip(program.graph.nodes, graph.nodes, strict=True):
         twin.name = node.name  # inputs named as Python's own functions get another name
@@ -55,7 +57,7 @@ def copy_of(program: ExportedProgram) -> ExportedProgram:
         root=program.graph_module,
         graph=graph,
         graph_signature=copy.deepcopy(program.graph_signature),
-        state_dict=program.state_dict,
+        state_dict=program.state_dict if state_dict is None else state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,

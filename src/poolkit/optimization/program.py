@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from poolkit.errors import PoolValueError
 from poolkit.inspection.exported import ExportedModel
+from poolkit.optimization.capture import copy_of
 from poolkit.torch.dispatch import pool_by_recipes
 
 # That are kept as known: a service may see ever new ones.
@@ -27,6 +31,11 @@ class ProgramModule(nn.Module):
     their kernels as poolkit's modules do: without the dispatcher where nobody looks, and those of
     small maps as torch's for torch.compile, which fuses them.
 
+    Parameters and buffers are the program's own, under the names that they have in the model: a
+    model's ``state_dict`` can be loaded, and as the weights of a program that was just exported are
+    the model's, it changes them there too. A copy (``copy.deepcopy``, pickle, `torch.save`) has
+    weights of its own. Dtype and device are those of the export, as the graph may name them.
+
     Args:
         program: an exported program, any.
 
@@ -39,14 +48,18 @@ class ProgramModule(nn.Module):
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
-        # The same weights twice: the one that checks is no submodule.
-        self.graph = _direct(program.module(check_guards=False), flat=True)
-        self._structure = program.call_spec.out_spec
+        graph = _direct(program.module(check_guards=False), flat=True)
         checking = _direct(program.module())
-        for name, part in self.graph.named_modules():  # whoever moves or assigns them, does in both
-            twin = checking.get_submodule(name)
-            twin._parameters, twin._buffers = part._parameters, part._buffers
-        self._checking = (checking,)
+        # Three times the same weights, so that whoever assigns them does for both graphs, which are
+        # no submodules: names are then those of the model.
+        for name, part in graph.named_modules():
+            _share_weights(part, checking.get_submodule(name))
+        _share_weights(graph, self)
+        self._modules = graph._modules
+        self._graph, self._checking = (graph,), (checking,)
+        self._program, self._structure = program, program.call_spec.out_spec
+        for part in self.modules():
+            part.training = False
         self._known: set[tuple[Any, ...]] = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +70,8 @@ class ProgramModule(nn.Module):
             return checking.forward(*args, **kwargs)
         shapes = () if kwargs else _shapes(args)
         if shapes in self._known:
-            return self._structured(self.graph.forward(*args))
+            (graph,) = self._graph
+            return self._structured(graph.forward(*args))
         out = checking(*args, **kwargs)
         if shapes:
             if len(self._known) >= _MOST_SHAPES:
@@ -88,6 +102,36 @@ class ProgramModule(nn.Module):
         self.training = False
         return self
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """``to``, ``half``, ``cuda``, ``share_memory`` and their kin."""
+
+        def applied(x: torch.Tensor) -> torch.Tensor:
+            out = fn(x)
+            for kind, old, new in (("dtype", x.dtype, out.dtype), ("device", x.device, out.device)):
+                if old != new:
+                    raise PoolValueError(
+                        f"an exported program keeps its {kind}, which is {old}, not {new}",
+                        f"Give the model that {kind}, then export or optimise it",
+                    )
+            return out
+
+        return super()._apply(applied, recurse)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a ``.pt2`` file: the graphs of `torch.export` cannot be pickled."""
+        stream = io.BytesIO()
+        torch.export.save(self._with(self.state_dict(keep_vars=True)), stream)
+        return _from_bytes, (stream.getvalue(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
+        return ProgramModule(self._with(copy.deepcopy(self.state_dict(keep_vars=True), memo)))
+
+    def _with(self, weights: Mapping[str, torch.Tensor]) -> ExportedProgram:
+        """The program with other weights than it was made with."""
+        return copy_of(
+            self._program, state_dict={name: weights[name] for name in self._program.state_dict}
+        )
+
 
 def load_program(path: str | Path) -> ProgramModule:
     """The program of a ``.pt2`` file, ready to run; poolkit's operators are known then.
@@ -106,6 +150,15 @@ def load_program(path: str | Path) -> ProgramModule:
     True
     """
     return ProgramModule(ExportedModel.load(Path(path)).program)
+
+
+def _from_bytes(data: bytes) -> ProgramModule:
+    return ProgramModule(torch.export.load(io.BytesIO(data)))
+
+
+def _share_weights(module: nn.Module, other: nn.Module) -> None:
+    other._parameters, other._buffers = module._parameters, module._buffers
+    other._non_persistent_buffers_set = module._non_persistent_buffers_set
 
 
 def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
