@@ -33,6 +33,7 @@ KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 TORCHAO_WARNS = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
+OLD = {"torch": "2.6.0", "onnxruntime": "1.20.1"}
 INSTALLED = _numbers(onnxruntime.__version__)
 
 
@@ -297,22 +298,20 @@ def test_ceil_mode_shape_is_mended(tmp_path: Path) -> None:
         assert traps(saved(model, tmp_path)) == []
     else:
         assert run(model, x).shape == (1, 1, 3, 3)
-    old = {"onnxruntime": "1.20.1"}
-    assert traps(saved(model, tmp_path), versions=old) == ["ceil-mode-shape"]
+    assert traps(saved(model, tmp_path), versions=OLD) == ["ceil-mode-shape"]
     assert traps(saved(model, tmp_path), versions={"onnxruntime": "1.21.0"}) == []
     harmless = one_node(x, "MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
-    assert traps(saved(harmless, tmp_path), versions=old) == []
+    assert traps(saved(harmless, tmp_path), versions=OLD) == []
 
 
 def test_ceil_mode_shape_where_channels_are_behind(tmp_path: Path) -> None:
     """A window of the first spatial axis, whose size is not that of the second or the channels."""
-    old = {"onnxruntime": "1.20.1"}
     for size, found in ((6, ["ceil-mode-shape"]), (5, [])):
         x = np.zeros((1, size, 5, 3), "uint8")
         node = helper.make_node("NhwcMaxPool", ["x"], ["y"], domain="com.microsoft", **LONE)
         model = graph(x, [node], {}, 19)
         assert run(model, x).shape == (1, 2, 2, 3)
-        assert traps(saved(model, tmp_path), versions=old) == found
+        assert traps(saved(model, tmp_path), versions=OLD) == found
 
 
 @reproduces("graphs", "ceil-mode-average")
@@ -478,8 +477,7 @@ def test_all_traps_at_once(tmp_path: Path) -> None:
             F.max_pool2d(x, 2, 3, ceil_mode=True)
             return F.max_pool2d(x.to(torch.int8, memory_format=torch.channels_last), 2)
 
-    old = {"torch": "2.6.0", "onnxruntime": "1.20.1"}
-    found = traps(Model(), drawn(1, 3, 18, 18), versions=old)
+    found = traps(Model(), drawn(1, 3, 18, 18), versions=OLD)
     assert set(found) == set(MODEL_TRAPS)
     x = np.full((1, 1, 6, 6), 7, "float32")
     given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
@@ -488,7 +486,7 @@ def test_all_traps_at_once(tmp_path: Path) -> None:
     given = {"kernel_shape": [2, 2], "dilations": [2, 2], "auto_pad": "SAME_LOWER"}
     made.graph.node.insert(0, helper.make_node("MaxPool", ["x"], ["same"], **given))
     made.opset_import[0].version = 18
-    assert set(traps(saved(made, tmp_path), versions=old)) == set(GRAPH_TRAPS)
+    assert set(traps(saved(made, tmp_path), versions=OLD)) == set(GRAPH_TRAPS)
 
 
 def test_what_poolkit_exports_has_no_trap(tmp_path: Path) -> None:
@@ -517,6 +515,85 @@ def test_what_poolkit_exports_on_integers_has_no_trap(tmp_path: Path) -> None:
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert operators[:4] == ["QuantizeLinear", "DequantizeLinear", "MaxPool", "QuantizeLinear"]
     assert traps(path) == []
+
+
+def lone(reads: str, gives: str, **attributes: Any) -> Any:
+    return helper.make_node("MaxPool", [reads], [gives], name="pool", **attributes)
+
+
+def test_what_stands_in_a_loop_in_a_branch_is_found(tmp_path: Path) -> None:
+    """With the shapes and integers of the graphs around it."""
+    x = np.full((1, 1, 6, 6), 7, "float32")
+
+    def body(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
+        values = [
+            [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in given]
+            for given in (inputs, outputs)
+        ]
+        return helper.make_graph(nodes, name, *values)
+
+    number, truth, result = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
+    looped = body(
+        "looped",
+        [lone("x", "seen", **LONE), helper.make_node("Identity", ["c"], ["again"])],
+        [("n", number, ()), ("c", truth, ())],
+        [("again", truth, ()), ("seen", result, (None,) * 4)],
+    )
+    loop = helper.make_node("Loop", ["one", "yes"], ["all"], name="often", body=looped)
+    floated = [
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["f"]),
+        helper.make_node("GlobalMaxPool", ["f"], ["most"]),
+    ]
+    out = (None,) * 5
+    then = body("then", [loop], [], [("all", result, out)])
+    otherwise = body(
+        "otherwise",
+        [*floated, helper.make_node("Unsqueeze", ["most", "first"], ["w"]), lone("q", "p", **LONE)],
+        [],
+        [("w", result, out)],
+    )
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node(
+            "If", ["yes"], ["y"], name="choice", then_branch=then, else_branch=otherwise
+        ),
+    ]
+    constants = {
+        "s": np.float32(1), "z": np.uint8(0), "yes": np.bool_(True), "one": np.int64(1),
+        "first": np.array([0]),
+    }  # fmt: skip
+    path = saved(graph(x, nodes, constants, 19), tmp_path)
+    assert (run(onnx.load(path), x) == 7).all()
+    found = {(each.trap, each.layer) for each in poolkit.lint(path, versions=OLD)}
+    choice = "branch of node 'choice' (If)"
+    in_loop = f"node 'pool' (MaxPool) in body of node 'often' (Loop) in then_{choice}"
+    assert found == {
+        ("ceil-mode-shape", in_loop),
+        ("left-in-float", in_loop),
+        ("left-in-float", f"node 1 (GlobalMaxPool) in else_{choice}"),
+        ("ceil-mode-shape", f"node 'pool' (MaxPool) in else_{choice}"),
+    }
+
+
+@pytest.mark.parametrize("opset", [19, 18])
+def test_what_stands_in_a_function_is_found(opset: int, tmp_path: Path) -> None:
+    """With the shapes and attributes of each call; of another opset, once and without them."""
+    x = np.ones((1, 1, 6, 6), "float32")
+    made = lone("a", "b", **LONE)
+    function = helper.make_function(
+        "own", "Pooled", ["a"], ["b"], [made], [helper.make_opsetid("", opset)]
+    )
+    calls = [helper.make_node("Pooled", ["x"], [y], domain="own") for y in ("unused", "y")]
+    model = graph(x, calls, {}, 19)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    path = saved(model, tmp_path)
+    assert run(onnx.load(path), x).shape == (1, 1, 2, 2)
+    layers = [finding.layer for finding in poolkit.lint(path, versions=OLD)]
+    if opset == 18:
+        assert layers == ["node 'pool' (MaxPool) in function 'Pooled'"]
+    else:
+        assert layers == ["node 'pool__1' (MaxPool)", "node 'pool__2' (MaxPool)"]
 
 
 def test_weights_in_another_file_are_not_needed(tmp_path: Path) -> None:

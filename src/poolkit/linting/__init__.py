@@ -31,7 +31,8 @@ def lint(
 
     Returns:
         A :class:`Finding` for each, in the order in which the poolings run; poolings of poolkit's
-        own are among them only where a quantized model runs them in float. In a model that
+        own are among them only where a quantized model runs them in float. In an ONNX file what
+        stands in a branch of an If or in the body of a Loop is found, too. In a model that
         torchao's PT2E flow has quantized those that are left in float come last.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
 
 from ..errors import PoolValueError
 from .traps import Finding, Trap, begins_behind, trap
@@ -161,7 +162,8 @@ def left_in_float(node: PoolingNode) -> str | None:
 
 
 def lint_graph(path: Path, versions: dict[str, str]) -> list[Finding]:
-    """The findings of all pooling nodes, in the order of the file.
+    """The findings of all pooling nodes, in the order of the file: of the branches of an If, the
+    bodies of Loop and Scan and the model's own functions too.
 
     Raises:
         PoolValueError: the file is missing or is no ONNX model.
@@ -198,41 +200,88 @@ def _no_model(path: Path) -> PoolValueError:
 
 
 def _pooling_nodes(model: Any) -> Iterator[tuple[str, PoolingNode]]:
-    graph = _with_shapes(model).graph
-    shapes = {
-        value.name: [d.dim_value or None for d in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
-    integers = {
-        value.name
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.elem_type in INTEGERS
-    }
-    producers = {name: node.op_type for node in graph.node for name in node.output}
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    quantized = any(node.op_type == "DequantizeLinear" for node in graph.node)
-    for place, node in enumerate(graph.node):
-        if node.op_type not in POOLINGS:
-            continue
+    """All of a model, with where they are, in the order of the file."""
+    model = _with_shapes(_inlined(model))
+    bodies = (model.graph, *model.functions)
+    quantized = any(node.op_type == "DequantizeLinear" for body in bodies for node in _all(body))
+    yield from _Body(model.graph, "", _opsets(model), quantized).poolings()
+    for function in model.functions:
+        where = f" in function {function.name!r}"
+        yield from _Body(function, where, _opsets(function), quantized).poolings()
+
+
+class _Body:
+    """The nodes of a graph, of a function, or of a graph that is a node's attribute, which may read
+    what the graphs around it have."""
+
+    def __init__(
+        self, body: Any, where: str, opsets: dict[str, int], quantized: bool,
+        outer: _Body | None = None,
+    ) -> None:  # fmt: skip
+        self.nodes, self.where, self.opsets, self.quantized = body.node, where, opsets, quantized
+        self.within = list(_all(body))
+        values = (*body.input, *body.value_info, *body.output)
+        typed = [v for v in values if not isinstance(v, str)]  # those of a function are names
+        self.shapes: dict[str, list[int | None]] = {} if outer is None else dict(outer.shapes)
+        self.shapes |= {
+            value.name: [d.dim_value or None for d in value.type.tensor_type.shape.dim]
+            for value in typed
+            if value.type.tensor_type.HasField("shape")
+        }
+        self.integers: set[str] = set() if outer is None else set(outer.integers)
+        self.integers |= {v.name for v in typed if v.type.tensor_type.elem_type in INTEGERS}
+        self.producers = {name: node.op_type for node in self.nodes for name in node.output}
+        self.integers |= {name for name, op in self.producers.items() if op.startswith(QUANTIZES)}
+
+    def poolings(self) -> Iterator[tuple[str, PoolingNode]]:
+        for place, node in enumerate(self.nodes):
+            words = f"node {node.name or place!r} ({node.op_type}){self.where}"
+            if node.op_type in POOLINGS and not any(a.ref_attr_name for a in node.attribute):
+                yield words, self._pooling(node)
+            for name, graph in _graphs_of(node):
+                where = f" in {name} of {words}"
+                inner = _Body(graph, where, self.opsets, self.quantized, self)
+                yield from inner.poolings()
+
+    def _pooling(self, node: Any) -> PoolingNode:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         behind = node.op_type.startswith("Nhwc") or attributes.get("channels_last")
-        shape = shapes.get(node.input[0], [])
-        producer = producers.get(node.input[0], "")
-        taken = [other.op_type for other in graph.node if node.output[0] in other.input]
-        yield (
-            f"node {node.name or place!r} ({node.op_type})",
-            PoolingNode(
-                node.op_type,
-                attributes,
-                opsets.get(node.domain, 1),
-                tuple(shape[1:-1] if behind else shape[2:]),
-                producer,
-                tuple(taken),
-                node.input[0] in integers or producer.startswith(QUANTIZES),
-                quantized,
-            ),
+        shape = self.shapes.get(node.input[0], [])
+        return PoolingNode(
+            node.op_type,
+            attributes,
+            self.opsets.get(node.domain, 1),
+            tuple(shape[1:-1] if behind else shape[2:]),
+            self.producers.get(node.input[0], ""),
+            tuple(other.op_type for other in self.within if node.output[0] in other.input),
+            node.input[0] in self.integers,
+            self.quantized,
         )
+
+
+def _all(body: Any) -> Iterator[Any]:
+    """Its nodes, and those of the graphs within."""
+    for node in body.node:
+        yield node
+        for _, graph in _graphs_of(node):
+            yield from _all(graph)
+
+
+def _graphs_of(node: Any) -> Iterator[tuple[str, Any]]:
+    """The branches of an If, the body of a Loop or a Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.name, attribute.g
+
+
+def _opsets(model: Any) -> dict[str, int]:
+    return {entry.domain: entry.version for entry in model.opset_import}
+
+
+def _inlined(model: Any) -> Any:
+    """The model with its functions where they are called: their shapes and attributes are known
+    there. Those of another opset than the model's stay functions."""
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def _with_shapes(model: Any) -> Any:
