@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -835,16 +836,45 @@ def test_a_program_with_keyword_arguments():
         optimize(program, X, tier="graph")
 
 
-def test_parts_that_are_graphs_of_their_own():
-    def call(x):
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        def small(x):
+            return torch.cond(x.mean() > 0, self.pool, lambda x: F.avg_pool2d(x, 2), (x,))
+
+        x = F.max_pool2d(x, 2)
+        return torch.cond(x.sum() > 0, small, self.pool, (x,))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the tracer asks for
+def test_graphs_within_the_graph_are_reported():
+    """Whether they run or not; what is around them is rewritten."""
+
+    def under_autocast(x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = F.max_pool2d(x, 2)
+            y = y * y.flatten(2).mean(2)[..., None, None]  # a normalization
         return y.amax((2, 3))
 
-    report = rewritten(Calls(call))
-    first, second = report.layers
-    assert first.reason == "it stands in a part of the graph that is a graph of its own"
-    assert second.status == "swapped"
+    def looped(x):
+        again = torch.tensor(0)
+        run = torch._higher_order_ops.while_loop
+        return run(lambda n, x: n < 2, lambda n, x: (n + 1, grown(x)), (again, F.avg_pool2d(x, 2)))
+
+    for model, operator, within in (
+        (Branches(), "cond", ["max", "average", "max"]),
+        (Calls(under_autocast), "wrap_with_autocast", ["max"]),
+        (Calls(looped), "while_loop", ["max"]),
+    ):
+        first, *others = rewritten(model).layers
+        assert first.status == "swapped"
+        reason = f"it stands in a graph within the graph ({operator}), where nothing is rewritten"
+        assert {(layer.status, layer.reason) for layer in others} == {("skipped", reason)}
+        assert [layer.before.split(",")[0] for layer in others] == within
+        assert all(re.search(r"\((test_graph_tier|models)\.py:\d+\)$", o.before) for o in others)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of lowering

@@ -23,6 +23,7 @@ pytest.importorskip("torchao")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute"),
 ]
 
 from torchao.quantization.pt2e import (  # noqa: E402
@@ -299,7 +300,15 @@ def test_what_is_excluded_stays() -> None:
     ]
 
 
+def branch(pool: Pool) -> Pool:
+    return lambda x: torch.cond(x.sum() > 0, lambda x: pool(x), lambda x: x + 1, (x,))
+
+
 FLOAT: dict[str, tuple[Pool, str]] = {
+    "branch": (
+        branch(lambda x: F.max_pool2d(x, 3, 1, 1)),
+        "it stands in a graph within the graph (cond)",
+    ),
     "lp": (lambda x: F.lp_pool2d(x, 2, 2), "its input is a power, as in an Lp norm"),
     "indices": (
         lambda x: torch.stack([y.float() for y in F.max_pool2d(x, 2, return_indices=True)]),
@@ -887,9 +896,13 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_of_what_has_no_gradient_is_refused() -> None:
     """In a graph, poolkit's operators are bare: their gradients stay with the modules."""
-    model, x = Gallery({"behind": lambda x: poolkit.relu_max_pool2d(x, 2)}), images()
-    with pytest.raises(poolkit.PoolValueError, match="has no gradient in an exported graph"):
-        prepared(model, x, qat=True)
+    x = images()
+    for pool in (
+        lambda x: poolkit.relu_max_pool2d(x, 2),
+        branch(lambda x: poolkit.max_pool2d(x, 3, 1, 1)),
+    ):
+        with pytest.raises(poolkit.PoolValueError, match="has no gradient in an exported graph"):
+            prepared(Gallery({"refused": pool}), x, qat=True)
     graph = prepared(
         Gallery({"max": poolkit.nn.MaxPool2d(2), "mean": poolkit.nn.AvgPool2d(2)}), x, qat=True
     )

@@ -309,6 +309,8 @@ def _rescaled(
         return replace(view, dims=()) if view.features or len(after) > len(before) else None
     if len(view.dims) != len(view.axes):
         return view
+    if max(view.dims) >= len(after):  # a number beside maps
+        return replace(view, dims=())
     axes = []
     for axis, dim in zip(view.axes, view.dims, strict=True):
         if after[dim] == 1 < before[dim]:

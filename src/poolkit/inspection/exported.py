@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from poolkit.errors import PoolValueError
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_LIBRARY = re.compile(r"/torch/|/poolkit/")
+from poolkit.inspection.nodes import place_of
 
 
 class ExportedModel(nn.Module):
@@ -111,14 +108,7 @@ class ExportedModel(nn.Module):
 
     def place(self) -> tuple[str, str, str]:
         """Of the call that runs: the module it stands in, that module's class, and the line."""
-        if self.running is None:
-            return "", "", ""
-        stack = list((self.running.meta.get("nn_module_stack") or {}).values())
-        name, cls = stack[-1] if stack else ("", "")
-        frames = _FRAME.findall(self.running.meta.get("stack_trace") or "")
-        own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
-        source = f"{PurePosixPath(own[-1][0]).name}:{own[-1][1]}" if own else ""
-        return name, str(cls).rpartition(".")[2], source
+        return ("", "", "") if self.running is None else place_of(self.running)
 
 
 class _AllSeenError(Exception):

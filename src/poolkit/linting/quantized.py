@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch.fx import GraphModule
 
-from ..quantized.pt2e.graphs import GraphPooling, example_of, poolings_of
+from ..inspection.nodes import example_of
+from ..quantized.pt2e.graphs import GraphPooling, poolings_of, poolings_within
 from ..quantized.pt2e.lowering import is_quantized, obstacle_of
 from .traps import Finding, Trap, trap
 
@@ -34,13 +37,13 @@ def left_in_float(pooling: GraphPooling) -> str | None:
 
 
 def lint_quantized(model: GraphModule) -> list[Finding]:
-    """The findings of all poolings, in the order in which they run; none where activations are not
-    quantized."""
+    """The findings of all poolings, in the order in which they run, those of graphs within the
+    graph last; none where activations are not quantized."""
     if not is_quantized(model):
         return []
     found = (
         each.finding(pooling, pooling.name)
-        for pooling in poolings_of(model.graph)
+        for pooling in chain(poolings_of(model.graph), poolings_within(model))
         for each in QUANTIZED_TRAPS.values()
     )
     return [finding for finding in found if finding is not None]

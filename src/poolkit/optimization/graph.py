@@ -14,15 +14,17 @@ from torch.utils import _pytree as pytree
 from poolkit.errors import PoolError
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.inspector import evaluating
+from poolkit.inspection.nodes import graphs_within, place_of, pooling_of
 from poolkit.inspection.trace import TracedPooling, run_model, tensors_in, trace
 from poolkit.optimization.capture import capture, copy_of, of_two
 from poolkit.optimization.commuting import subgraph_of
+from poolkit.optimization.elementwise import operator_name
 from poolkit.optimization.equality import Difference, compare_outputs, reproducible
 from poolkit.optimization.families import families_in
 from poolkit.optimization.program import ProgramModule
 from poolkit.optimization.records import LayerChange
 from poolkit.optimization.report import OptimizeReport
-from poolkit.optimization.subgraphs import NESTED, Build, Rewrite, Subgraph, is_in_place, read
+from poolkit.optimization.subgraphs import Build, Rewrite, Subgraph, is_in_place, read
 from poolkit.optimization.trial import Candidate, Task, alone, choose, is_slower
 from poolkit.timing import Call
 
@@ -64,6 +66,7 @@ class _GraphTier:
             if rewrite is not None:
                 _apply(program, subgraph, rewrite)
                 changed = True
+        report.layers += _rows_within(program.graph_module)
         task.progress("comparing the whole model", len(subgraphs), len(subgraphs))
         if changed:
             after = ProgramModule(program)
@@ -93,11 +96,8 @@ class _GraphTier:
     ) -> tuple[LayerChange, Rewrite | None]:
         """What is done with a subgraph, and what is written in its place."""
         traced = subgraph.pooling
-        where = f" ({traced.source})" if traced.source and not traced.is_layer else ""
-        before = subgraph.words + where
-        row = LayerChange(traced.name, before, before, "skipped", subgraph.reason)
-        if row.reason == NESTED:
-            return row, None
+        source = "" if traced.is_layer else traced.source
+        row = _skipped(traced.name, subgraph.words, source, subgraph.reason)
         values = watched.values_of(subgraph.input_names, self.task.args, self.task.kwargs)
         inputs = [values[name] for name in subgraph.input_names]
         original = _callable(subgraph.build, inputs)
@@ -179,7 +179,10 @@ class _GraphTier:
 def _subgraphs(graph: fx.Graph, found: Sequence[TracedPooling]) -> list[Subgraph]:
     """The subgraphs of all poolings that ran, in their order. No node is in two of them."""
     nodes = {node.name: node for node in graph.nodes}
-    poolings = [read(traced, nodes[traced.node]) for traced in found]
+    # What ran in a graph within the graph was seen as the node that runs it, which is no operator.
+    poolings = [
+        read(traced, nodes[traced.node]) for traced in found if operator_name(nodes[traced.node])
+    ]
     families = {subgraph.nodes[0]: subgraph for subgraph in families_in(poolings)}
     claimed = {node for subgraph in families.values() for node in subgraph.nodes}
     subgraphs = []
@@ -192,6 +195,30 @@ def _subgraphs(graph: fx.Graph, found: Sequence[TracedPooling]) -> list[Subgraph
             claimed.update(subgraph.nodes)
         subgraphs.append(subgraph)
     return subgraphs
+
+
+def _rows_within(model: fx.GraphModule) -> list[LayerChange]:
+    """A row for each pooling in the graphs that nodes of the graph run, whether it ran or not."""
+    rows = []
+    for runs, part in graphs_within(model):
+        reason = (
+            f"it stands in a graph within the graph ({runs.target}), where nothing is rewritten"
+        )
+        for node in part.graph.nodes:
+            pooling = pooling_of(node)
+            # A reduction over one of three axes is as likely a normalization.
+            if pooling is None or (pooling.is_reduction and node.args[0].meta["val"].ndim == 3):
+                continue
+            name, kind, source = place_of(node)
+            source = "" if "pool" in kind.lower() else source or place_of(runs)[2]
+            words = f"{pooling.words()}, {pooling.window()}"
+            rows.append(_skipped(name or place_of(runs)[0], words, source, reason))
+    return rows
+
+
+def _skipped(name: str, words: str, source: str, reason: str) -> LayerChange:
+    before = f"{words} ({source})" if source else words
+    return LayerChange(name, before, before, "skipped", reason)
 
 
 def _module(model: torch.nn.Module, name: str) -> torch.nn.Module:

@@ -28,7 +28,6 @@ Build = Callable[[fx.Graph, Sequence[fx.Node]], Sequence[fx.Node]]
 
 POOLKITS = "is poolkit's already"
 COMPUTED = "its window is computed from shapes"
-NESTED = "it stands in a part of the graph that is a graph of its own"
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,7 @@ def read(traced: TracedPooling, node: fx.Node) -> PoolingNode:
     values = [pick for pick in picks if pick.args[1] == 0]
     result = values[0] if len(values) == 1 else node
     reason = ""
-    if not operator_name(node):
-        reason, seen = NESTED, Pooled(Sliding(1), Max())
-    elif any(not isinstance(x.meta.get("val"), torch.Tensor) for x in node.all_input_nodes):
+    if any(not isinstance(x.meta.get("val"), torch.Tensor) for x in node.all_input_nodes):
         # The sizes that were seen are those of this example alone.
         reason, seen = COMPUTED, Pooled(Sliding(1), Max())
     elif not isinstance(seen, Pooled):

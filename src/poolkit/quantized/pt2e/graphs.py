@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch.fx import Graph, GraphModule, Node
 from ...core import runner_of
 from ...errors import PoolValueError, dtype_name
 from ...inspection.downsampling import Pooled, downsampling_of
-from ...inspection.operations import Call, Pooling, recognise
+from ...inspection.nodes import example_of, graphs_within, modules_of, pooling_of
+from ...inspection.operations import Call, Pooling
 from ...inspection.poolkit_calls import from_operator
 from ...reductions import Max, Mean, Min, Reduction, Sum, as_reduction
 from ...torch import ops, quantized  # noqa: F401  register the operators
 from ...windows import Window, as_window
 
-__all__ = ["GraphPooling", "example_of", "make_trainable", "modules_of", "poolings_of"]
+__all__ = ["GraphPooling", "make_trainable", "poolings_of", "poolings_within"]
 
 #: Reductions that have a kernel on quantized values.
 INTEGER_REDUCTIONS = (Max, Min, Mean, Sum)
@@ -90,10 +92,8 @@ class GraphPooling:
 
 
 def poolings_of(graph: Graph) -> Iterator[GraphPooling]:
-    """The poolings of an exported graph, in the order in which they run.
-
-    A mean, sum, maximum or minimum over axes is one if the axes are spatial: all from the third on.
-    """
+    """The poolings of an exported graph, in the order in which they run; not those of graphs that
+    it runs, which are `poolings_within`."""
     for node in graph.nodes:
         call = _recognised(node)
         value = None if call is None else _value_of(node)
@@ -105,6 +105,15 @@ def poolings_of(graph: Graph) -> Iterator[GraphPooling]:
         does = f"{call.words()}, {call.window()}" if known else str(node.target)
         name = f"{_place_of(node)} ({does})"
         yield GraphPooling(name, node, value, call, pooled, _obstacle(node, call, pooled))
+
+
+def poolings_within(model: GraphModule) -> Iterator[GraphPooling]:
+    """The poolings of the graphs that nodes of a graph run: branches, loops. Nothing quantizes
+    what stands there."""
+    for node, part in graphs_within(model):
+        for pooling in poolings_of(part.graph):
+            obstacle = pooling.obstacle or f"it stands in a graph within the graph ({node.target})"
+            yield replace(pooling, obstacle=obstacle)
 
 
 def _place_of(node: Node) -> str:
@@ -136,7 +145,8 @@ def make_trainable(model: GraphModule) -> None:
         value.replace_all_uses_with(call)
     graph.eliminate_dead_code()
     model.recompile()
-    for node in graph.nodes:
+    parts = [part.graph.nodes for _, part in graphs_within(model)]
+    for node in chain(graph.nodes, *parts):
         if getattr(node.target, "namespace", "") == "poolkit":
             raise PoolValueError(
                 f"{node.target} has no gradient in an exported graph, so that it cannot be trained",
@@ -150,17 +160,15 @@ def _recognised(node: Node) -> Pooling | None:
     x = example_of(node.args[0])
     if x is None:
         return None
-    args = (x, *node.args[1:])
+    call = Call.of(node.target, (x, *node.args[1:]), node.kwargs)
     if node.target is trainable_pool:
-        return from_operator(Call("pool", args, {}))
+        return from_operator(Call("pool", call.args, {}))
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
-    call = Call.of(node.target, args, node.kwargs)
+    found = pooling_of(node)
     if node.target.namespace == "poolkit":
-        return from_operator(call) or _other_of_ours(call)
-    # Of three axes either of the last two may be a sequence's, or the channels.
-    spatial = range(2 if x.ndim > 3 else 1, x.ndim) if x.ndim > 2 else ()
-    return recognise(node.target, args, node.kwargs, spatial) or _other_reduction(node, call, x)
+        return found or _other_of_ours(call)
+    return found or _other_reduction(node, call, x)
 
 
 def _other_of_ours(call: Call) -> Pooling | None:
@@ -180,21 +188,6 @@ def _other_reduction(node: Node, call: Call, x: Tensor) -> Pooling | None:
     if not dims or any(dim is None or dim % x.ndim < 2 for dim in dims):
         return None
     return Pooling("pool", {"reduction": f"{call.name} over space"})
-
-
-def modules_of(node: Node) -> Iterator[tuple[str, str]]:
-    """The name of each module that a node stands in, the innermost last, and its class."""
-    for name, kind in (node.meta.get("nn_module_stack") or {}).values():
-        yield name, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def example_of(node: Node) -> Tensor | None:
-    """A tensor without memory that has the shape and dtype of a node's values. What observers,
-    quantize and dequantize make has those of what they are made of."""
-    while "val" not in node.meta and node.args and isinstance(node.args[0], Node):
-        node = node.args[0]
-    found = node.meta.get("val")
-    return found if isinstance(found, Tensor) else None
 
 
 def _value_of(node: Node) -> Node | None:

@@ -12,10 +12,11 @@ from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from ...errors import PoolTypeError
+from ...inspection.nodes import modules_of
 from ...inspection.operations import spread
 from ...reductions import Mean
 from ..params import DTYPES
-from .graphs import GraphPooling, modules_of, poolings_of
+from .graphs import GraphPooling, poolings_of, poolings_within
 from .quantizer import LAYOUTS
 
 __all__ = ["LoweredPooling", "convert", "lower"]
@@ -121,8 +122,9 @@ def lower(model: GraphModule) -> list[LoweredPooling]:
         model: is changed in place.
 
     Returns:
-        What became of each pooling, in the order in which they run; then the modules of poolkit
-        that pool by other operations than a window and a reduction, and stayed in float.
+        What became of each pooling, in the order in which they run; then what stayed in float: the
+        poolings of graphs within the graph (the branches of ``torch.cond``), and the modules of
+        poolkit that pool by other operations than a window and a reduction.
     """
     done = []
     seen: set[str] = set()
@@ -133,6 +135,9 @@ def lower(model: GraphModule) -> list[LoweredPooling]:
             for user in list(pooling.value.users):
                 _replace(user, pooling)
         done.append(LoweredPooling(pooling.name, obstacle))
+    for pooling in poolings_within(model):
+        seen.update(name for name, _ in modules_of(pooling.node))
+        done.append(LoweredPooling(pooling.name, pooling.obstacle))
     done += _composed(model.graph, seen)
     for node in list(model.graph.nodes):
         if node.target in LAYOUTS and _keeps_params(node):
