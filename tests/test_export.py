@@ -114,15 +114,16 @@ def test_models_of_any_number_of_inputs(tmp_path: Path) -> None:
     """What torch's exporter wants to know of an axis has the form of the parameters."""
 
     class Model(nn.Module):
-        def forward(self, *maps: Any, last: Any) -> Any:
-            return [poolkit.max_pool2d(x, 2) for x in (*maps, last)]
+        def forward(self, *maps: Any, last: Any, **more: Any) -> Any:
+            return [poolkit.max_pool2d(x, 2) for x in (*maps, last, *more.values())]
 
     x = drawn(1, 2, 8, 6)
     report = poolkit.export_onnx(
-        Model(), (x, x + 1), tmp_path / "model.onnx", kwargs={"last": x + 2}
+        Model(), (x, x + 1), tmp_path / "model.onnx", kwargs={"last": x + 2, "mask": x + 3}
     )
+    assert report.inputs[-2:] == ("last", "mask")
     assert {check.batch for check in report.checks} == {1, 2}
-    assert all(check.errors == (0.0, 0.0, 0.0) for check in report.checks)
+    assert all(check.errors == (0.0, 0.0, 0.0, 0.0) for check in report.checks)
 
 
 def test_the_chain_of_optimised_graphs(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ..errors import PoolError, PoolTypeError, PoolValueError, first_line
 from ..files import check_writable, write_whole
 from ..inspection.inspector import evaluating
 from ..inspection.trace import run_model, tensors_in
-from ..optimization.capture import batch_axes, of_two
+from ..optimization.capture import batch_axes, named_arguments, of_two
 from ..optimization.equality import check_tolerance
 from .checking import Check, check_engines, run_checks
 from .expressions import ExportedPooling, Expressing, refuse_drawing
@@ -113,7 +113,7 @@ def export_onnx(
     chosen = check_engines(engines)
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     given = dict(kwargs or {})
-    with evaluating(model), torch.no_grad(), _quiet():
+    with evaluating(model), torch.no_grad(), named_arguments(model, given), _quiet():
         examples = [_example(model, args, given)]
         if dynamic_shapes is None and dynamic_batch:
             two = of_two(args), of_two(given)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +31,17 @@ def capture(
     """
     if isinstance(model, ExportedModel):
         return copy_of(model.program), ""
-    given = dict(kwargs)
+    with named_arguments(model, kwargs):
+        return _captured(model, args, dict(kwargs), dynamic_batch, dynamic_shapes)
+
+
+def _captured(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    given: dict[str, Any],
+    dynamic_batch: bool,
+    dynamic_shapes: Any,
+) -> tuple[ExportedProgram, str]:
     if dynamic_shapes is not None or not dynamic_batch:
         return _exported(model, args, given, dynamic_shapes), ""
     two, two_given = of_two(args), of_two(given)
@@ -81,6 +92,36 @@ def _exported(
             f"the model cannot be exported: {said}",
             "What is exported may not depend on values; tier='module' takes any model",
         ) from error
+
+
+@contextmanager
+def named_arguments(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, a forward with ``**kwargs`` has parameters of their names: `torch.export` finds no
+    shapes that vary behind the asterisks."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # nothing is known of its parameters
+        signature = inspect.Signature()
+    given = signature.parameters.values()
+    named = [each for each in given if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(named) == len(given):
+        yield
+        return
+    more = [name for name in kwargs if name not in signature.parameters]
+    named += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+    forward, own = model.forward, vars(model).get("forward")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    call.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+    model.forward = call
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
 
 
 def of_two(values: Any) -> Any:

@@ -52,10 +52,10 @@ def optimize(
     joined to poolings, a maximum moves before a monotone function (a quantisation, say), and
     chains of maxima with stride 1 (SPPF) are computed one from the other, each from the input, or
     in one pass, whichever is fastest here. What stands in a graph within the graph (a branch of
-    ``torch.cond``, the body of a loop) is reported, and stays. The result is ``report.program``, which
-    ``report.module()`` runs. It is compared and timed against the same program as exported, and
-    against the model itself; if it came out different or slower, ``report.program`` is the model
-    as exported, with nothing of poolkit's in it, and ``report.note`` says why.
+    ``torch.cond``, the body of a loop) is reported, and stays. The result is ``report.program``,
+    which ``report.module()`` runs. It is compared and timed against the same program as exported,
+    and against the model itself; if it came out different or slower, ``report.program`` is the
+    model as exported, with nothing of poolkit's in it, and ``report.note`` says why.
 
     Args:
         model: any module; not one wrapped for several devices (optimise the one inside). For the
