@@ -123,6 +123,12 @@ def with_dropout(net, x):
     return net.pool(net.drop(net.relu(x)))
 
 
+def seen_through_a_view(net, x):
+    view = x.flatten(1)
+    y = net.pool(net.relu(x))
+    return (y, view.sum()) if net.training else y
+
+
 def in_two_places(net, x):
     return net.relu(net.pool(net.relu(x)))
 
@@ -141,6 +147,9 @@ REASONS = {
         overwritten, {"relu": nn.ReLU(inplace=True)},
     ),
     "relu before it is not joined: its result is used elsewhere too   ": (in_two_places, {}),
+    "relu before it is not joined: it works in place, on memory that another tensor has too": (
+        seen_through_a_view, {"relu": nn.ReLU(inplace=True)},
+    ),
     "relu before it is not joined: its result is used elsewhere too     ": (
         lambda net, x: (lambda y: net.pool(y) + y.data.mean())(net.relu(x)), {},
     ),

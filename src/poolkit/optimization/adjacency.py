@@ -38,13 +38,17 @@ _QUESTIONS = {
 
 @dataclass(eq=False)
 class _Value:
-    """What an activation made, and who read it."""
+    """What an activation made, and who read it.
+
+    ``aliased`` says whether another tensor had the memory that the activation overwrote.
+    """
 
     activation: nn.Module | None  # None: a function of this name
     name: str
     source: str
     input: torch.Tensor | None
     alive: weakref.ref[torch.Tensor]
+    aliased: bool = False
     readers: list[nn.Module | None] = field(default_factory=list)
 
 
@@ -153,6 +157,8 @@ def _neighbour(
         reason = "its result is used elsewhere too"
     elif any(value.alive() is not None for value in own):
         reason = "its result is kept after the run"
+    elif any(value.aliased for value in own):
+        reason = "it works in place, on memory that another tensor has too"
     else:
         reason = reason_not_to_move(model, activation)
     inputs = tuple(value.input for value in own if value.input is not None)
@@ -167,7 +173,8 @@ class _Watch(TorchFunctionMode):
         self.values: list[_Value] = []
         self.made: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.pooled: dict[int, tuple[nn.Module, list[_Value | None]]] = {}
-        self.stack: list[tuple[nn.Module, torch.Tensor | None]] = []
+        self.tensors: dict[int, list[weakref.ref[torch.Tensor]]] = {}  # by address
+        self.stack: list[tuple[nn.Module, torch.Tensor | None, bool]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -179,6 +186,9 @@ class _Watch(TorchFunctionMode):
         if name not in _QUESTIONS or any(True for _ in tensors_in(out)):
             for tensor in tensors_in((args, kwargs)):
                 self.read(tensor, self.stack[-1][0] if self.stack else None)
+        for tensor in tensors_in(out):
+            if address := _address(tensor):
+                self.tensors.setdefault(address, []).append(weakref.ref(tensor))
         if isinstance(out, torch.Tensor) and is_activation(name):
             self._make(None, name.rstrip("_"), None, out)
         return out
@@ -194,9 +204,14 @@ class _Watch(TorchFunctionMode):
             self.read(tensor, None)
 
     def _make(
-        self, activation: nn.Module | None, name: str, x: torch.Tensor | None, out: torch.Tensor
+        self,
+        activation: nn.Module | None,
+        name: str,
+        x: torch.Tensor | None,
+        out: torch.Tensor,
+        aliased: bool = False,
     ) -> None:
-        value = _Value(activation, name, calling_line(), x, weakref.ref(out))
+        value = _Value(activation, name, calling_line(), x, weakref.ref(out), aliased)
         self.values.append(value)
         self.made[out] = value
 
@@ -216,16 +231,25 @@ class _Watch(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         x = next(tensors_in(args), None)
-        before = None
+        before, aliased = None, False
         if x is not None and activation_of(module) is not None:
             before = x.detach().clone()  # it may be overwritten in place
+            others = (other() for other in self.tensors.get(_address(x), ()))
+            aliased = getattr(module, "inplace", False) and any(
+                other is not None and other is not x for other in others
+            )
         if x is not None and type(module) in POOLING_CLASSES.values():
             self.pooled.setdefault(id(module), (module, []))[1].append(self.made.get(x))
-        self.stack.append((module, before))
+        self.stack.append((module, before, aliased))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.stack or self.stack[-1][0] is not module:
             return  # the model itself failed half way
-        before = self.stack.pop()[1]
+        _, before, aliased = self.stack.pop()
         if before is not None and isinstance(output, torch.Tensor):
-            self._make(module, type(module).__name__, before, output)
+            self._make(module, type(module).__name__, before, output, aliased)
+
+
+def _address(x: torch.Tensor) -> int:
+    """Where the memory of a tensor begins; 0 of one that has none."""
+    return x.untyped_storage().data_ptr() if x.layout is torch.strided else 0
