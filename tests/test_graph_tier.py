@@ -257,6 +257,18 @@ def test_in_place_activations():
 
     assert "aten.relu_" in operators(rewritten(Calls(of_a_view)))
 
+    def of_a_view_alone(x):
+        return F.max_pool2d(F.dropout(x[:, :4], training=False).relu_(), 2)
+
+    assert "aten.relu_" not in operators(rewritten(Calls(of_a_view_alone)))
+
+    def of_the_input_itself(x):
+        y = F.max_pool2d(F.dropout(x, training=False).relu_(), 2)
+        return y, F.avg_pool2d(x, 2)  # which was changed
+
+    report = rewritten(Calls(of_the_input_itself))
+    assert [layer.status for layer in report.layers] == ["swapped"] * 2, report.layers
+
     def written_later(x):
         y = F.max_pool2d(F.relu(x), 2)
         x.add_(1)

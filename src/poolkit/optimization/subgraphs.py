@@ -183,15 +183,27 @@ def is_in_place(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
+#: What may give its input itself, in inference, and has a schema that does not say so.
+_HAND_ON = {
+    "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout",
+    "aten.type_as",
+}  # fmt: skip
+
+
 def _is_view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(out.alias_info is not None for out in schema.returns)
+    if schema is None:
+        return False
+    return operator_name(node) in _HAND_ON or any(
+        out.alias_info is not None for out in schema.returns
+    )
 
 
 def is_fresh(node: fx.Node) -> bool:
-    """Whether a node makes new memory, and one other alone reads it."""
-    made = node.op == "call_function" and hasattr(node.target, "_schema")
-    return made and not _is_view(node) and len(node.users) == 1
+    """Whether a node gives memory that is new, and one other alone reads it."""
+    if not operator_name(node) or len(node.users) != 1:
+        return False
+    return not _is_view(node) or is_fresh(node.all_input_nodes[0])
 
 
 def is_overwritten(node: fx.Node) -> bool:
