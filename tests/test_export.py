@@ -380,15 +380,30 @@ def test_the_layer_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:
         def forward(self, x: Any) -> Any:
             return torch.special.bessel_j0(x)
 
+    class Counts(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return {"x": x, "axes": x.ndim}
+
     x = drawn(2, 3, 8, 8)
+    volumes = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.AdaptiveAvgPool3d((None, 2, 2)))
     for layer, message in (
         (Looks(), r"layer '1' \(Looks\) cannot be traced"),
         (Odd(), r"layer '1' \(Odd\) cannot be expressed: .*bessel_j0"),
+        (volumes, r"layer '1\.1' \(AdaptiveAvgPool3d\) cannot be expressed"),
+        (Counts(), "the model returns 4, and what an ONNX file returns is tensors"),
     ):
         model = nn.Sequential(poolkit.nn.MaxPool2d(2), layer)
         with pytest.raises(poolkit.PoolValueError, match=message):
             poolkit.export_onnx(model, x, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_inputs_are_left_as_they_were(tmp_path: Path) -> None:
+    """What torch.export notes on them would make the next export fail as the first one did."""
+    x, model = drawn(3, 9, 9), nn.Sequential(nn.Unflatten(0, (1, 3)), poolkit.nn.MaxPool2d(2))
+    with pytest.raises(poolkit.PoolValueError, match="dynamic_batch=False"):
+        poolkit.export_onnx(model, x, tmp_path / "model.onnx", engines=())
+    poolkit.export_onnx(model, x, tmp_path / "model.onnx", engines=(), dynamic_batch=False)
 
 
 def test_modes_and_hooks_are_left_as_they_were(tmp_path: Path) -> None:

@@ -131,7 +131,11 @@ def run_checks(
                 continue
             raise PoolValueError(f"{engine} lacks an operator: {_short(error)}") from error
         except Exception as error:
-            raise PoolValueError(f"{engine} cannot load the model: {_short(error)}") from error
+            raise PoolValueError(
+                f"{engine} cannot load the model: {_short(error)}",
+                "Convert the model to float32 if that is about a dtype, or give engines=() to check "
+                "nothing",
+            ) from error
         for inputs, expected in examples:
             feeds = {name: _array(x) for name, x in zip(names, inputs, strict=True)}
             try:

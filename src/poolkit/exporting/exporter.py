@@ -15,6 +15,7 @@ from typing import Any
 import onnxscript  # noqa: F401 - the exporter needs it, and its absence should be known at once
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, first_line
 from ..files import check_writable, write_whole
@@ -112,7 +113,10 @@ def export_onnx(
     check_writable(path)
     chosen = check_engines(engines)
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    given = dict(kwargs or {})
+    # torch.export notes on the tensors which axes may vary, and heeds it in the next export.
+    args, given = pytree.tree_map_only(
+        torch.Tensor, torch.Tensor.detach, (args, dict(kwargs or {}))
+    )
     with evaluating(model), torch.no_grad(), named_arguments(model, given), _quiet():
         examples = [_example(model, args, given)]
         if dynamic_shapes is None and dynamic_batch:
@@ -131,9 +135,7 @@ def export_onnx(
             data, names, examples, chosen, tolerance, mode.step, any_engine=engines is None
         )
     except PoolValueError as error:
-        raise error.during(
-            f"a file with the poolings of {_pooling_layers(program, mode)}"
-        ) from None
+        raise error.during(_pooling_layers(program, mode)) from None
     write_whole(path, data)
     return ExportReport(
         path=path,
@@ -166,6 +168,12 @@ Example = tuple[list[torch.Tensor], list[torch.Tensor]]
 def _example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     """What goes in and what comes out."""
     outputs = run_model(model, args, kwargs)
+    for value in pytree.tree_leaves(outputs):
+        if not isinstance(value, torch.Tensor | None):
+            raise PoolValueError(
+                f"the model returns {value!r:.60}, and what an ONNX file returns is tensors",
+                "Return tensors alone, or in tuples, lists and dicts",
+            )
     return list(tensors_in((args, kwargs))), list(tensors_in(outputs))
 
 
@@ -218,7 +226,7 @@ def _pooling_layers(program: torch.export.ExportedProgram, mode: Expressing) -> 
     """Those of poolkit's poolings and of torch's, which a wrong answer is most likely about."""
     theirs = [_layer_of(node) for node in program.graph.nodes if "pool" in str(node.target)]
     found = dict.fromkeys([*(each.layer for each in mode.found), *theirs])
-    return ", ".join(found) or "no layer"
+    return f"in {', '.join(found)}" if found else ""
 
 
 def _is_random(node: Any) -> bool:
@@ -286,16 +294,18 @@ def _axis_names(inputs: Any) -> dict[Any, str]:
 
 def _refusal(program: torch.export.ExportedProgram, error: Exception) -> PoolValueError:
     """An error of the exporter, with the name of the layer that it is about."""
-    found = re.search(r"Error when translating node %?(\w+)", str(error))
-    for node in program.graph.nodes:
-        # What the exporter translates is decomposed, so a name may be shorter there.
-        if found is not None and found[1] in node.name:
-            return PoolValueError(
-                f"{_layer_of(node)} cannot be expressed: {node.target} has no translation to "
-                "standard ONNX operators",
-                "Replace the layer, or leave it out of the file",
-            )
-    return PoolValueError(f"the model cannot be translated: {first_line(error).rstrip('.')}")
+    found = re.search(r"Error when translating node %?_*(\w+)", str(error))
+    # What the exporter translates is decomposed, so a name may be shorter there.
+    alike = [node for node in program.graph.nodes if found is not None and found[1] in node.name]
+    if alike:
+        node = min(alike, key=lambda node: len(node.name))
+        return PoolValueError(
+            f"{_layer_of(node)} cannot be expressed: {node.target} has no translation to "
+            "standard ONNX operators",
+            "Replace the layer, or leave it out of the file",
+        )
+    cause = error.__cause__ or error
+    return PoolValueError(f"the model cannot be translated: {first_line(cause).rstrip('.')}")
 
 
 def _serialised(proto: Any) -> bytes:
