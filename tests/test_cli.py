@@ -236,6 +236,27 @@ def test_export_writes_a_file_that_lint_finds_nothing_in(capsys):
     )
 
 
+def test_export_of_what_no_engine_here_runs(capsys):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    Path("net.py").write_text(
+        NET + "def half():\n    return Net().bfloat16(), torch.zeros(1, 3, 9, 9).bfloat16()\n"
+    )
+    arguments = ("export", "net.py:half", "--output", "net.onnx")
+    assert "--unchecked" in fails(capsys, *arguments)
+    assert run(*arguments, "--unchecked") == 0
+    assert capsys.readouterr().out.endswith("ONNX: net.onnx (not run by any engine)\n")
+
+
+def test_onnx_files_are_only_read(capsys):
+    Path("net.onnx").touch()
+    for arguments in (("optimize",), ("export", "--output", "other.onnx")):
+        message = fails(capsys, *arguments, "net.onnx", "--input", "a.png")
+        assert message.startswith("net.onnx is an ONNX file, which is inspected and linted only")
+    message = fails(capsys, "export", "net.py:with_inputs", "--output", "net.txt")
+    assert message.startswith("a model is written to an .onnx file, got net.txt")
+
+
 def test_lint_of_a_model(capsys):
     Path("net.py").write_text(
         NET
@@ -248,6 +269,8 @@ def test_lint_of_a_model(capsys):
     assert run("lint", "net.py:with_inputs") == 0
     assert capsys.readouterr().out == "no known traps\n"
     assert "there is no file none.onnx" in fails(capsys, "lint", "none.onnx")
+    assert run("lint", "none.onnx") == 2
+    capsys.readouterr()
     assert "Drop --input" in fails(capsys, "lint", "none.onnx", "--input", "a.png")
 
 

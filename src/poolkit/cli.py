@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poolkit.inspection import Report
+    from poolkit.linting import Finding
 
 app = App(
     name="poolkit",
@@ -39,8 +40,8 @@ _Inputs = Annotated[
 _Model = Annotated[
     str | None,
     Parameter(help="file.py:factory or package.module:factory. The factory returns a "
-              "torch.nn.Module, or a tuple (module, example_inputs). To inspect, also an .onnx "
-              "file, or a .pt2 file of torch.export."),
+              "torch.nn.Module, or a tuple (module, example_inputs). Also a .pt2 file of "
+              "torch.export; and to inspect, an .onnx file."),
 ]  # fmt: skip
 _Json = Annotated[Path | None, Parameter(name="--json", help="Write the report as JSON too.")]
 _Seconds = Annotated[
@@ -74,7 +75,7 @@ def inspect(
                 "--diff compares two reports, without a MODEL, --input or --output"
             )
         return _diff(*diff, json)
-    network, inputs, name = _subject(model, input)
+    network, inputs, name = _subject(model, input, or_onnx=True)
     from poolkit.files import write_whole
     from poolkit.inspection import inspect as run_inspection
     from poolkit.inspection.terminal import lines
@@ -348,15 +349,25 @@ def export(
             "the largest value."
         ),
     ] = 1e-4,
+    unchecked: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Write the file without running it: for dtypes that the engines here do not have.",
+        ),
+    ] = False,
 ) -> int:
     """Write a model as ONNX in standard operators, and check that the file answers as it does."""
+    if output.suffix != ".onnx":
+        raise PoolValueError(f"a model is written to an .onnx file, got {output}", "Name it so")
     _check_targets(output)
     network, inputs, _ = _subject(model, input)
     from poolkit import export_onnx
 
     report = export_onnx(
-        network, inputs, output, dynamic_batch=not fixed_batch, tolerance=tolerance
-    )
+        network, inputs, output, dynamic_batch=not fixed_batch, tolerance=tolerance,
+        engines=() if unchecked else None,
+    )  # fmt: skip
     console = _console()
     counts = ", ".join(f"{name} {count}" for name, count in report.operators.items())
     console.print(
@@ -365,7 +376,7 @@ def export(
     for check in report.checks:
         line = f"{check.engine}, batch of {check.batch}: differs by at most {check.error:.2g}"
         console.print(line, markup=False)
-    _say_written(console, "ONNX", output)
+    _say_written(console, "ONNX", output, "" if report.checks else "not run by any engine")
     return 0
 
 
@@ -387,24 +398,34 @@ def lint(
 ) -> int:
     """Find known traps of pooling in a model or an ONNX file, and say what to do.
 
-    The exit status is 1 if there are any, and 0 if there are none.
+    The exit status is 1 if there are any, 0 if there are none, and 2 if the model could not be
+    looked at.
     """
-    from poolkit import lint as find_traps
     from poolkit.inspection.wording import human_count
 
-    versions = {} if onnxruntime is None else {"onnxruntime": onnxruntime}
-    if model.endswith(".onnx"):
-        if input:
-            raise PoolValueError("an ONNX file is looked at without inputs", "Drop --input")
-        findings = find_traps(model, versions=versions)
-    else:
-        network, inputs, _ = _subject(model, input)
-        findings = find_traps(network, inputs, versions=versions)
+    try:
+        findings = _traps_in(model, input, onnxruntime)
+    except PoolError as error:
+        if os.environ.get("POOLKIT_TRACEBACK"):
+            raise
+        return _fail(str(error), 2)
     console = _console()
     for finding in findings:
         console.print(str(finding), soft_wrap=True, markup=False)
     console.print(human_count(len(findings), "finding") if findings else "no known traps")
     return 1 if findings else 0
+
+
+def _traps_in(model: str, paths: list[Path] | None, onnxruntime: str | None) -> list[Finding]:
+    from poolkit import lint as find_traps
+
+    versions = {} if onnxruntime is None else {"onnxruntime": onnxruntime}
+    if not model.endswith(".onnx"):
+        network, inputs, _ = _subject(model, paths)
+        return find_traps(network, inputs, versions=versions)
+    if paths:
+        raise PoolValueError("an ONNX file is looked at without inputs", "Drop --input")
+    return find_traps(model, versions=versions)
 
 
 @app.command
@@ -649,7 +670,9 @@ def _check_apart(output: Path, read: list[str]) -> None:
                 raise PoolValueError(f"{output} is read as {given}", "Name another output")
 
 
-def _subject(where: str | None, paths: list[Path] | None) -> tuple[Any, tuple[Any, ...], str]:
+def _subject(
+    where: str | None, paths: list[Path] | None, or_onnx: bool = False
+) -> tuple[Any, tuple[Any, ...], str]:
     """The model, its inputs and its name."""
     if where is None:
         if paths:
@@ -658,6 +681,11 @@ def _subject(where: str | None, paths: list[Path] | None) -> tuple[Any, tuple[An
 
         network, example_inputs = example()
         return network, example_inputs, "MTCNN face networks"
+    if where.endswith(".onnx") and not or_onnx:
+        raise PoolValueError(
+            f"{where} is an ONNX file, which is inspected and linted only",
+            "Give the model that it was written from, as file.py:factory",
+        )
     from poolkit.inspection.sources import load_inputs, load_model
 
     model, inputs = load_model(where)

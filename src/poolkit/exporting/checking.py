@@ -133,8 +133,8 @@ def run_checks(
         except Exception as error:
             raise PoolValueError(
                 f"{engine} cannot load the model: {_short(error)}",
-                "Convert the model to float32 if that is about a dtype, or give engines=() to check "
-                "nothing",
+                "Convert the model to float32 if that is about a dtype, or write it unchecked: "
+                "engines=() or --unchecked",
             ) from error
         for inputs, expected in examples:
             feeds = {name: _array(x) for name, x in zip(names, inputs, strict=True)}
