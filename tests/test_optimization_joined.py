@@ -240,6 +240,14 @@ def test_the_same_must_hold_with_gradients(call, when):
     assert type(model.relu) is nn.ReLU
 
 
+def test_a_caller_in_inference_mode():
+    model = network(nn.ReLU(), nn.MaxPool2d(2))
+    with torch.inference_mode():
+        report = optimize(model, X + 1, seconds=0)
+        assert torch.is_inference_mode_enabled()
+    assert report.layers[0].after == "poolkit Pool with Activated('Max()', 'ReLU()')"
+
+
 def test_a_model_that_does_not_run_in_training_mode():
     def call(net, x):
         if net.training:

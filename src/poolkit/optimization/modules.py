@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +46,7 @@ _NOT_RUN = "did not run on this input, so there is nothing to compare"
 def optimize_modules(task: Task, dry_run: bool) -> OptimizeReport:
     """See `poolkit.optimize`: its module tier."""
     attempt = Attempt(task)
-    with evaluating(task.model):
+    with _with_gradients(), evaluating(task.model):
         try:
             report = attempt.run()
         except BaseException:
@@ -59,6 +60,11 @@ def optimize_modules(task: Task, dry_run: bool) -> OptimizeReport:
         # A replacement was not in the model yet when the modes were noted down.
         swap.replacement.training = swap.original.training
     return report
+
+
+def _with_gradients() -> AbstractContextManager[Any]:
+    """Out of inference mode, where a caller may be, and where no gradients could be compared."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @dataclass(frozen=True)

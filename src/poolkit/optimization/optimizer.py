@@ -124,7 +124,8 @@ def optimize(
         args = example_of(model)
     if isinstance(model, ExportedModel):
         args, given = model.as_exported(args, given)
-    args, given = pytree.tree_map_only(torch.Tensor, _copied, (args, given))  # the caller's stay
+    with torch.inference_mode(False):  # the caller's stay, and copies may have gradients
+        args, given = pytree.tree_map_only(torch.Tensor, _copied, (args, given))
     task = Task(model, args, given, tolerance, seconds, filter_fn, progress or _silent)
     if tier == "graph":
         return optimize_graph(task, dry_run, dynamic_batch, dynamic_shapes)
