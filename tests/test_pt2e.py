@@ -41,7 +41,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec  # noqa: E402
 
 from poolkit.exporting.checking import ENGINES  # noqa: E402
 from poolkit.quantized import pt2e  # noqa: E402
-from poolkit.quantized.pt2e.graphs import poolings_of  # noqa: E402
+from poolkit.quantized.pt2e.graphs import end_training, poolings_of  # noqa: E402
 
 Pool = Callable[[Tensor], Tensor]
 
@@ -705,6 +705,42 @@ def test_whole_network_after_training_with_it() -> None:
         fake = graph(x)
         integers = pt2e.convert(graph, report=None)(x)
     assert float((integers - fake).abs().max()) < 0.02 * float(fake.abs().max())
+
+
+class Drops(nn.Module):
+    """Other in training mode, in every way that torch's own flow forgets or leaves to its users."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
+        self.norm = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout2d(), nn.Dropout())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.pool(x)).flatten(2)
+        return F.scaled_dot_product_attention(y, y, y, dropout_p=0.5 if self.training else 0.0)
+
+
+def test_graphs_are_made_ready_for_inference() -> None:
+    model, x = Drops().train(), images(8)
+    graph = torch.export.export(model, (x,)).module()
+    graph(x)  # counts, and keeps statistics
+    end_training(graph)
+    state = copy.deepcopy(graph.state_dict())
+    model.load_state_dict(state)
+    torch.testing.assert_close(graph(x), model.eval()(x))
+    for name, value in graph.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_what_was_exported_for_training_is_converted_for_inference() -> None:
+    config, x = pt2e.quantization_config(), images(8)
+    model = Drops().train()
+    model.norm[0] = nn.Identity()  # beside which torchao takes 20 s
+    graph = prepare_pt2e(torch.export.export(model, (x,)).module(), with_x86(config))
+    pt2e.calibrate(graph, [x])
+    integers = pt2e.convert(graph, report=None)
+    assert torch.equal(integers(x), integers(x))
+    torch.testing.assert_close(integers(x), model.eval()(x), rtol=0, atol=0.05)
 
 
 # --- gradients ---------------------------------------------------------------------------------

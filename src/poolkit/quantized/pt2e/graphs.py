@@ -22,7 +22,7 @@ from ...reductions import Max, Mean, Min, Reduction, Sum, as_reduction
 from ...torch import ops, quantized  # noqa: F401  register the operators
 from ...windows import Window, as_window
 
-__all__ = ["GraphPooling", "make_trainable", "poolings_of", "poolings_within"]
+__all__ = ["GraphPooling", "end_training", "make_trainable", "poolings_of", "poolings_within"]
 
 #: Reductions that have a kernel on quantized values.
 INTEGER_REDUCTIONS = (Max, Min, Mean, Sum)
@@ -31,6 +31,8 @@ _OURS = (torch.ops.poolkit.pool.default, torch.ops.poolkit.pool_positions.defaul
 _OTHER_REDUCTIONS = frozenset(
     ("std", "var", "prod", "median", "nanmedian", "mode", "kthvalue", "topk", "linalg_vector_norm")
 )
+#: By the name of an operator's argument, what it is in inference.
+_IN_INFERENCE: dict[str, Any] = {"train": False, "training": False, "dropout_p": 0.0}
 _POWERS = (torch.ops.aten.pow.Tensor_Scalar, torch.ops.aten.square.default)
 
 
@@ -152,6 +154,23 @@ def make_trainable(model: GraphModule) -> None:
                 f"{node.target} has no gradient in an exported graph, so that it cannot be trained",
                 "Quantize the model after training, or use another pooling there",
             )
+
+
+def end_training(model: GraphModule) -> None:
+    """Make a graph that was exported for training one for inference: nothing is dropped, batches
+    are normalised by the statistics that were kept, and nobody counts them any more."""
+    for node in list(model.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        for place, argument in enumerate(schema.arguments if schema else ()):
+            if argument.name in _IN_INFERENCE and place < len(node.args):
+                node.update_arg(place, _IN_INFERENCE[argument.name])
+            elif argument.name in _IN_INFERENCE and argument.name in node.kwargs:
+                node.update_kwarg(argument.name, _IN_INFERENCE[argument.name])
+        if node.target is torch.ops.aten.add_.Tensor and not node.users:
+            counter = str(node.args[0].target)
+            if node.args[0].op == "get_attr" and counter.endswith("num_batches_tracked"):
+                model.graph.erase_node(node)
+    model.recompile()
 
 
 def _recognised(node: Node) -> Pooling | None:

@@ -16,7 +16,7 @@ from ...inspection.nodes import modules_of
 from ...inspection.operations import spread
 from ...reductions import Mean
 from ..params import DTYPES
-from .graphs import GraphPooling, poolings_of, poolings_within
+from .graphs import GraphPooling, end_training, poolings_of, poolings_within
 from .quantizer import LAYOUTS
 
 __all__ = ["LoweredPooling", "convert", "lower"]
@@ -81,7 +81,8 @@ def convert(
             that stayed in float why; None: nothing is said.
 
     Returns:
-        The model, in eval mode for good. A pooling of integers has no gradient.
+        The model, for inference only, in whatever mode it was exported: dropout and batch
+        normalisation do what they do in eval mode. A pooling of integers has no gradient.
 
     See `PoolingQuantizer` for an example.
     """
@@ -91,6 +92,7 @@ def convert(
             "Prepare it with prepare_pt2e or prepare_qat_pt2e",
         )
     converted: GraphModule = convert_pt2e(prepared)
+    end_training(converted)
     lowered = lower(converted)
     if report is not None:
         report(describe(lowered))
