@@ -135,6 +135,17 @@ def test_the_chain_of_optimised_graphs(tmp_path: Path) -> None:
     assert report.operators == {"Concat": 1, "MaxPool": 3}
 
 
+def test_a_program_that_was_optimised(tmp_path: Path) -> None:
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval(),
+        drawn(1, 3, 9, 9),
+    )
+    program = poolkit.optimize(model, x, tier="graph", seconds=0).program
+    report = poolkit.export_onnx(program, x, tmp_path / "model.onnx")
+    assert report.operators == {"Conv": 1, "MaxPool": 1, "Relu": 1}
+    assert {check.batch for check in report.checks} == {1, 2}
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int32", "bool"])
 def test_dtypes(dtype: str, tmp_path: Path) -> None:
     names = ["max", "min", "sum", "mean"]

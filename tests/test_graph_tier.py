@@ -607,6 +607,10 @@ def test_a_model_that_fixes_its_batch():
     report = rewritten(Calls(lambda x: F.max_pool2d(x, 2).reshape(2, -1)))
     assert report.note == "the program takes batches of this size only"
     assert [layer.status for layer in report.layers] == ["swapped"]
+    one = Calls(lambda x: F.max_pool2d(x.view(x.shape[1:]), 2))
+    squeezed = optimize(one, X[:1], tier="graph", seconds=0)
+    assert squeezed.note.startswith("the program takes batches of this size only, as otherwise the")
+    assert "tier=" not in squeezed.note
     fixed = rewritten(Net(), dynamic_batch=False)
     with pytest.raises(AssertionError):
         fixed.program.module()(torch.randn(5, 3, 20, 20))
@@ -909,12 +913,20 @@ def test_a_program_can_be_optimised_too():
 # --- errors ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 def test_what_cannot_be_exported():
     def branches(x):
         return x.amax((2, 3)) if x.sum() > 0 else x
 
     with pytest.raises(PoolValueError, match=r"the model cannot be exported: .*tier='module'"):
         optimize(Calls(branches), X, tier="graph")
+    scripted = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Sequential(nn.MaxPool2d(2))))
+    with pytest.raises(PoolValueError, match=r"exported: 1 is a ScriptModule.*made from; tier='m"):
+        optimize(scripted, X, tier="graph")
+    halves = Calls(lambda x: x.unflatten(2, (2, -1)).amax((2, 3)))
+    height = ({2: torch.export.Dim("height", min=4)},)
+    with pytest.raises(PoolValueError, match=r"exported: Not all values of height .*fewer axes"):
+        optimize(halves, X, tier="graph", dynamic_shapes=height)
 
 
 def test_a_tier_that_is_none():

@@ -611,6 +611,11 @@ def test_weights_in_another_file_are_not_needed(tmp_path: Path) -> None:
     assert traps(path, versions={"onnxruntime": "1.20.1"}) == ["ceil-mode-shape"]
 
 
+def test_a_program_brings_its_inputs() -> None:
+    model = nn.AvgPool2d(2, divisor_override=3)
+    assert traps(torch.export.export(model, (drawn(1, 1, 4, 4),))) == ["divisor-lost"]
+
+
 def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(poolkit.PoolValueError, match="there is no file"):
         poolkit.lint(tmp_path / "none.onnx")
@@ -635,5 +640,7 @@ def test_arguments(tmp_path: Path) -> None:
         poolkit.lint(nn.ReLU())
     with pytest.raises(poolkit.PoolValueError, match="is no version of torch"):
         poolkit.lint(nn.ReLU(), drawn(1), versions={"torch": "new"})
+    with pytest.raises(poolkit.PoolValueError, match="no trap of 'onnxruntim' is known"):
+        poolkit.lint(nn.ReLU(), drawn(1), versions={"onnxruntim": "1.20"})
     with pytest.raises(poolkit.PoolValueError, match="the model raised"):
         poolkit.lint(nn.MaxPool2d(9), drawn(1, 1, 2, 2))

@@ -15,13 +15,15 @@ from typing import Any
 import onnxscript  # noqa: F401 - the exporter needs it, and its absence should be known at once
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import PoolError, PoolTypeError, PoolValueError, first_line
 from ..files import check_writable, write_whole
+from ..inspection.exported import ExportedModel
 from ..inspection.inspector import evaluating
 from ..inspection.trace import run_model, tensors_in
-from ..optimization.capture import batch_axes, named_arguments, of_two
+from ..optimization.capture import batch_axes, named_arguments, of_two, refusal_of
 from ..optimization.equality import check_tolerance
 from .checking import Check, check_engines, run_checks
 from .expressions import ExportedPooling, Expressing, refuse_drawing
@@ -56,7 +58,7 @@ class ExportReport:
 
 
 def export_onnx(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     inputs: Any,
     path: str | Path,
     *,
@@ -73,7 +75,7 @@ def export_onnx(
     the spatial sizes must be known. The model is traced in eval mode, and left as it was.
 
     Args:
-        model: any module.
+        model: any module, or an exported program, as that of `poolkit.optimize`.
         inputs: a tensor, or a tuple or list of the positional arguments of ``forward``: real ones,
             as the file is checked on them.
         path: the file. It is written when all checks have passed, under another name first.
@@ -106,6 +108,8 @@ def export_onnx(
     >>> sorted({(check.engine, check.error < 1e-6) for check in report.checks})
     [('onnxruntime', True), ('reference', True)]
     """
+    if isinstance(model, ExportedProgram):
+        model = ExportedModel(model)
     if not isinstance(model, nn.Module):
         raise PoolTypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
     check_tolerance(tolerance)
@@ -197,13 +201,12 @@ def _traced(
     except PoolError:
         raise
     except Exception as error:
+        said, remedy = refusal_of(model, error)
         if "dynamic_shapes" in str(error) or "Constraints violated" in str(error):
             raise PoolValueError(
-                f"the model does not work for a batch of any size: {first_line(error).rstrip('.')}",
+                f"the model does not work for a batch of any size: {said}",
                 "Export it with dynamic_batch=False, or say in dynamic_shapes what may vary",
             ) from error
-        said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
-        remedy = "What is exported may not depend on values, nor call what torch does not know"
         if "numpy()" in said:
             remedy += (
                 "; a window of segments is read when it is made, so use poolkit.nn.SequencePool or "

@@ -22,9 +22,10 @@ def lint(
     """The known traps that a model steps into, and what to do about each.
 
     Args:
-        model: a torch module, or the path of an ONNX file.
+        model: a torch module, an exported program, or the path of an ONNX file.
         inputs: for a module, a tensor, or a tuple or list of the positional arguments of
-            ``forward``: it is run once, in eval mode, and left as it was.
+            ``forward``: it is run once, in eval mode, and left as it was. An exported program has
+            its own with it.
         kwargs: keyword arguments of ``forward``.
         versions: of the packages that will run the model, as ``{"onnxruntime": "1.20.1"}``; by
             default those that are installed. A trap that is mended there is not reported.
@@ -36,8 +37,8 @@ def lint(
         torchao's PT2E flow has quantized those that are left in float come last.
 
     Raises:
-        PoolTypeError, PoolValueError: ``model`` is neither, the file cannot be read, or the module
-            raised on its inputs.
+        PoolTypeError, PoolValueError: ``model`` is none of these, the file cannot be read, the
+            module raised on its inputs, or ``versions`` names another package.
         MissingExtraError: an ONNX file needs the packages of ``poolkit[onnx]``, a model that
             torchao has quantized those of ``poolkit[quantization]``.
 
@@ -54,12 +55,18 @@ def lint(
             raise MissingExtraError("onnx", "onnx") from None
         return lint_graph(Path(model), known)
     import torch
+    from torch.export import ExportedProgram
 
+    from ..inspection.exported import ExportedModel
     from .models import lint_model
 
+    if isinstance(model, ExportedProgram):
+        model = ExportedModel(model)
+        inputs = model.example_arguments if inputs is None else inputs
     if not isinstance(model, torch.nn.Module):
         raise PoolTypeError(
-            f"a torch module or the path of an ONNX file was expected, got {type(model).__name__}"
+            "a torch module, an exported program or the path of an ONNX file was expected, got "
+            f"{type(model).__name__}"
         )
     if inputs is None:
         raise PoolValueError("a module is looked at while it runs", "Give its inputs")

@@ -13,6 +13,9 @@ from ..errors import PoolValueError
 
 __all__ = ["Finding", "Trap", "begins_behind", "installed", "trap"]
 
+#: Whose versions decide.
+PACKAGES = ("torch", "onnxruntime", "torchao")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -90,13 +93,18 @@ def installed(versions: Mapping[str, str] | None = None) -> dict[str, str]:
     """The versions that count: those given, else those installed.
 
     Raises:
-        PoolValueError: for a version that begins with no number.
+        PoolValueError: for a package of which no trap is known, and for what begins with no number.
     """
     found = dict(versions or {})
     for package, given in found.items():
-        if not _numbers(given):
+        if package not in PACKAGES:
+            raise PoolValueError(
+                f"no trap of {package!r} is known", f"One of: {', '.join(PACKAGES)}"
+            )
+        if not _numbers(str(given)):
             raise PoolValueError(f"{given!r} is no version of {package}", "Write one as 1.20.1")
-    for package in ("torch", "onnxruntime"):
+        found[package] = str(given)
+    for package in PACKAGES:
         if package not in found:
             try:
                 found[package] = version(package)

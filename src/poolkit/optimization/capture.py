@@ -51,7 +51,7 @@ def _captured(
     except PoolError as error:
         return (
             _exported(model, args, given, None),
-            f"the program takes batches of this size only: {error}".rstrip("."),
+            f"the program takes batches of this size only, as otherwise {error.what}",
         )
     fixed = "" if program.range_constraints else "the program takes batches of this size only"
     return program, fixed
@@ -87,11 +87,27 @@ def _exported(
     except PoolError:
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
+        said, remedy = refusal_of(model, error)
         raise PoolValueError(
-            f"the model cannot be exported: {said}",
-            "What is exported may not depend on values; tier='module' takes any model",
+            f"the model cannot be exported: {said}", f"{remedy}; tier='module' takes any model"
         ) from error
+
+
+def refusal_of(model: nn.Module, error: Exception) -> tuple[str, str]:
+    """What torch.export said of a model that it does not take, in a sentence, and what to do."""
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            return (
+                f"{name or 'the model'} is a ScriptModule, which torch.export does not look into",
+                "Use the module that it was made from",
+            )
+    # Of several lines the first is of no use: that constraints are violated.
+    lines = [line.strip() for line in str(error).splitlines()]
+    violated = [line.removeprefix("- ").split(". ")[0] for line in lines if line.startswith("- ")]
+    if violated and "Constraints violated" in lines[0]:
+        return violated[0].rstrip("."), "Let fewer axes vary, or only in steps that the model takes"
+    said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
+    return said, "What is exported may not depend on values, nor call what torch does not know"
 
 
 @contextmanager
