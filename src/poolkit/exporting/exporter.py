@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,9 @@ from ..files import check_writable, write_whole
 from ..inspection.exported import ExportedModel
 from ..inspection.inspector import evaluating
 from ..inspection.trace import run_model, tensors_in
-from ..optimization.capture import batch_axes, named_arguments, of_two, refusal_of
+from ..optimization.capture import (
+    batch_axes, named_arguments, of_two, quiet, refusal_of, traced,
+)  # fmt: skip
 from ..optimization.equality import check_tolerance
 from .checking import Check, check_engines, run_checks
 from .expressions import ExportedPooling, Expressing, refuse_drawing
@@ -121,7 +120,7 @@ def export_onnx(
     args, given = pytree.tree_map_only(
         torch.Tensor, torch.Tensor.detach, (args, dict(kwargs or {}))
     )
-    with evaluating(model), torch.no_grad(), named_arguments(model, given), _quiet():
+    with evaluating(model), torch.no_grad(), named_arguments(model, given), quiet():
         examples = [_example(model, args, given)]
         if dynamic_shapes is None and dynamic_batch:
             two = of_two(args), of_two(given)
@@ -150,20 +149,6 @@ def export_onnx(
         poolings=tuple(mode.found),
         checks=checks,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of what is missing and nobody asked for."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 Example = tuple[list[torch.Tensor], list[torch.Tensor]]
@@ -197,7 +182,7 @@ def _traced(
     mode = Expressing(model)
     try:
         with mode.layers.following(), mode:
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+            program = traced(model, args, kwargs, dynamic_shapes)
     except PoolError:
         raise
     except Exception as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -16,6 +18,11 @@ from torch.export import Dim, ExportedProgram
 from poolkit.errors import PoolError, PoolValueError, first_line
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.trace import run_model
+
+_NOISY = (
+    "torch.onnx", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes",
+    "onnx_ir",
+)  # fmt: skip
 
 
 def capture(
@@ -81,9 +88,8 @@ def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter's, of what nobody asked for
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        with torch.no_grad():
+            return traced(model, args, kwargs, dynamic_shapes)
     except PoolError:
         raise
     except Exception as error:
@@ -91,6 +97,29 @@ def _exported(
         raise PoolValueError(
             f"the model cannot be exported: {said}", f"{remedy}; tier='module' takes any model"
         ) from error
+
+
+def traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    """`torch.export.export`, which prints the graph of a model that it refuses."""
+    with quiet(), redirect_stderr(io.StringIO()):
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters warn of what is missing, and specialised, and nobody asked for."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, _NOISY)}
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def refusal_of(model: nn.Module, error: Exception) -> tuple[str, str]:
