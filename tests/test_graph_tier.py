@@ -137,6 +137,7 @@ SKIPPED = {
     "its indices are used": lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
     "it reduces axes that are not the last ones": lambda x: x.mean(2),
     "it converts to another dtype on the way": lambda x: x.mean((2, 3), dtype=torch.float64),
+    "poolkit's divides by the number of values, torch's does not": lambda x: x.logsumexp((2, 3)),
     "is poolkit's already": lambda x: poolkit.avg_pool2d(x, 5),
     "is no window times a reduction": lambda x: F.max_unpool2d(
         *F.max_pool2d(x, 2, return_indices=True), 2

@@ -280,6 +280,7 @@ def test_optimising_twice_finds_nothing_left():
     optimize(model, X, seconds=0)
     second = optimize(model, X, seconds=0)
     assert {layer.reason for layer in second.layers} == {"is poolkit's already"}
+    assert all(layer.before.startswith("poolkit ") for layer in second.layers)
 
 
 def scripted(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ import poolkit.nn
 from poolkit.errors import PoolError, first_line
 from poolkit.inspection.downsampling import Pooled, downsampling_of
 from poolkit.inspection.inspector import evaluating
+from poolkit.inspection.poolkit_calls import is_poolkits
 from poolkit.inspection.trace import TracedPooling, tensors_in, trace, uncompiled
 from poolkit.optimization.adjacency import Neighbour, in_training_mode, neighbours
 from poolkit.optimization.elementwise import activation_of
@@ -142,7 +143,7 @@ class Attempt:
         neighbour: Neighbour | None,
     ) -> None:
         name, window = type(module).__name__, calls[0].pooling.window()
-        row.before = row.after = f"torch {name}, {window}"
+        row.before = row.after = f"{_library_of(module)}{name}, {window}"
         row.reason = reason_not_to_swap(self.model, module)
         if not row.reason and not self.task.allows(module, row.name):
             row.reason = _FILTERED
@@ -335,6 +336,13 @@ class Attempt:
             swap.undo()
         row = report.layers[index]
         row.status, row.after, row.reason = "kept", row.before, reason
+
+
+def _library_of(module: nn.Module) -> str:
+    """``"torch "`` or ``"poolkit "``; nothing for what is neither's."""
+    if is_poolkits(module):
+        return "poolkit "
+    return "torch " if type(module) in POOLING_CLASSES.values() else ""
 
 
 def _runs(modules: Sequence[nn.Module], arguments: Sequence[tuple[Any, ...]]) -> Call:

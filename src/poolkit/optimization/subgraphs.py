@@ -147,6 +147,8 @@ def read(traced: TracedPooling, node: fx.Node) -> PoolingNode:
         reason = "its indices are used"
     elif picks and result is node:
         reason = "its results are picked more than once"
+    elif pooling.operation == "logsumexp":
+        reason = "poolkit's divides by the number of values, torch's does not"
     elif node.kwargs.get("dtype") is not None:
         reason = "it converts to another dtype on the way"
     elif pooling.is_reduction and not _reduces_the_last(traced):
