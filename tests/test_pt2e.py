@@ -918,6 +918,21 @@ def test_errors() -> None:
             pt2e.PoolingQuantizer(dataclasses.replace(config, input_activation=spec))
     with pytest.raises(poolkit.PoolTypeError, match="a prepared model is a GraphModule, got Net"):
         pt2e.convert(Net())  # type: ignore[arg-type]
+    plain = exported(nn.MaxPool2d(2), images())
+    with pytest.raises(poolkit.PoolTypeError, match="Prepare it with"):
+        pt2e.convert(plain)
+
+
+def test_calibration_on_nothing() -> None:
+    """Ranges would be those that nobody has found; and what fails leaves the model rounding."""
+    graph = prepared(Gallery({"mean": nn.AvgPool2d(2)}), images(), qat=True)
+    with pytest.raises(poolkit.PoolValueError, match="there are no batches"):
+        pt2e.calibrate(graph, iter(()))
+    with pytest.raises(poolkit.PoolValueError, match="the model raised on input float32"):
+        pt2e.calibrate(graph, [[images()], [images(), torch.arange(2)]])
+    rounding = [m for m in graph.modules() if isinstance(m, FakeQuantize)]
+    assert rounding
+    assert all(int(module.fake_quant_enabled) for module in rounding)
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

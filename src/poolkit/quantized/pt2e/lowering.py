@@ -84,6 +84,9 @@ def convert(
         The model, for inference only, in whatever mode it was exported: dropout and batch
         normalisation do what they do in eval mode. A pooling of integers has no gradient.
 
+    Raises:
+        PoolTypeError: ``prepared`` is not prepared.
+
     See `PoolingQuantizer` for an example.
     """
     if not isinstance(prepared, GraphModule):
@@ -91,7 +94,13 @@ def convert(
             f"a prepared model is a GraphModule, got {type(prepared).__name__}",
             "Prepare it with prepare_pt2e or prepare_qat_pt2e",
         )
-    converted: GraphModule = convert_pt2e(prepared)
+    try:
+        converted: GraphModule = convert_pt2e(prepared)
+    except AssertionError as error:
+        raise PoolTypeError(
+            f"torchao does not convert this graph: {error}",
+            "Prepare it with prepare_pt2e or prepare_qat_pt2e",
+        ) from error
     end_training(converted)
     lowered = lower(converted)
     if report is not None:

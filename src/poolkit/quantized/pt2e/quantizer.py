@@ -78,7 +78,7 @@ def quantization_config(bits: int = 8, *, qat: bool = False) -> QuantizationConf
     >>> config.input_activation.quant_max, config.weight.quant_min
     (15, -8)
     """
-    if bits not in range(2, 9):
+    if not isinstance(bits, int) or bits not in range(2, 9):
         raise PoolValueError(f"bits must be from 2 to 8, got {bits!r}", "Use 8 or 4")
     half = 2 ** (bits - 1)
     of_activations = RangeObserver.with_args(eps=2**-12)

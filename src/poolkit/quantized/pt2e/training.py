@@ -16,6 +16,9 @@ from torchao.quantization.pt2e import (
 )
 from torchao.quantization.pt2e.utils import is_per_channel
 
+from ...errors import PoolValueError
+from ...inspection.trace import run_model
+
 __all__ = ["IntegerRounding", "calibrate"]
 
 
@@ -66,13 +69,24 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
 
     Args:
         prepared: of ``prepare_pt2e`` or ``prepare_qat_pt2e``.
-        batches: inputs, each a tensor or a tuple of the model's arguments.
+        batches: inputs, each a tensor, or a tuple or list of the model's arguments.
+
+    Raises:
+        PoolValueError: there are no batches, or the model raised on one.
     """
+    count = 0
     prepared.apply(disable_fake_quant)
-    with torch.no_grad():
-        for batch in batches:
-            prepared(*batch if isinstance(batch, tuple) else (batch,))
-    prepared.apply(enable_fake_quant)
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                run_model(prepared, batch if isinstance(batch, tuple | list) else (batch,))
+                count += 1
+    finally:
+        prepared.apply(enable_fake_quant)
+    if not count:
+        raise PoolValueError(
+            "there are no batches to find ranges on", "Give a few; a generator gives its own once"
+        )
     for module in prepared.modules():
         if isinstance(module, FakeQuantizeBase) and not is_per_channel(module.qscheme):
             disable_observer(module)
