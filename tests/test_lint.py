@@ -126,6 +126,21 @@ def test_bins_that_do_not_divide() -> None:
     assert traps(poolkit.nn.AdaptiveMaxPool2d(3), x) == []
 
 
+@reproduces("models", "adaptive-average-of-volumes")
+def test_adaptive_average_of_volumes(tmp_path: Path) -> None:
+    x = drawn(1, 2, 4, 6, 6)
+    for bins in (2, (None, 1, 1), 5):
+        model = nn.AdaptiveAvgPool3d(bins)
+        with pytest.raises(Exception, match="export"):
+            exported(model, x)
+        assert traps(model, x) == ["adaptive-average-of-volumes"]
+    assert traps(nn.AdaptiveAvgPool3d(1), x) == []
+    assert {node.op_type for node in exported(nn.AdaptiveAvgPool3d(1), x).graph.node} == {
+        "ReduceMean"
+    }
+    assert traps(poolkit.nn.AdaptiveAvgPool3d(2), x) == []
+
+
 @reproduces("models", "odd-norm-of-negative-values")
 def test_odd_norm_of_negative_values() -> None:
     x = torch.tensor([[[[-3.0, -1.0], [2.0, 1.0]]]])

@@ -31,20 +31,38 @@ def divisor_lost(call: TracedPooling) -> str | None:
 
 @trap(MODEL_TRAPS, "torch", remedy=EXPORT)
 def bins_that_do_not_divide(call: TracedPooling) -> str | None:
-    given = call.pooling.arguments
-    if not call.pooling.operation.startswith("adaptive") or "output_size" not in given:
-        return None
-    n = call.pooling.spatial_rank
-    sizes = call.input.shape[-n:]
-    bins = spread(given["output_size"], n)
-    if all(b is None or size % b == 0 for size, b in zip(sizes, bins, strict=True)):
+    bins, sizes = _bins(call)
+    whole = all(not b or size % b == 0 for size, b in zip(sizes, bins, strict=True))
+    if whole or _averages_volumes(call):
         return None
     how = (
         "refuses to write it"
         if "max" in call.pooling.operation
         else "writes a gather for each place of a bin"
     )
-    return f"bins {tuple(bins)} do not divide {tuple(sizes)}, and torch's ONNX exporter {how}"
+    return f"bins {bins} do not divide {sizes}, and torch's ONNX exporter {how}"
+
+
+@trap(MODEL_TRAPS, "torch", remedy=EXPORT)
+def adaptive_average_of_volumes(call: TracedPooling) -> str | None:
+    bins, _ = _bins(call)
+    if not _averages_volumes(call) or set(bins) == {1}:
+        return None
+    return f"torch's ONNX exporter refuses to write averages over {bins} bins of a volume"
+
+
+def _averages_volumes(call: TracedPooling) -> bool:
+    return call.pooling.operation == "adaptive_avg_pool3d"
+
+
+def _bins(call: TracedPooling) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many bins an adaptive pooling has along each axis, and the sizes; nothing of others."""
+    given, n = call.pooling.arguments, call.pooling.spatial_rank
+    if not call.pooling.operation.startswith("adaptive") or "output_size" not in given:
+        return (), ()
+    sizes = tuple(call.input.shape[-n:])
+    bins = spread(given["output_size"], n)
+    return tuple(size if b is None else b for size, b in zip(sizes, bins, strict=True)), sizes
 
 
 @trap(MODEL_TRAPS, "torch", remedy="Use poolkit.nn's LPPool, which takes |x|")
