@@ -21,7 +21,12 @@ from ..inspection.exported import ExportedModel
 from ..inspection.inspector import evaluating
 from ..inspection.trace import run_model, tensors_in
 from ..optimization.capture import (
-    batch_axes, named_arguments, of_two, quiet, refusal_of, traced,
+    batch_axes,
+    named_arguments,
+    of_two,
+    quiet,
+    refusal_of,
+    traced,
 )  # fmt: skip
 from ..optimization.equality import check_tolerance
 from .checking import Check, check_engines, run_checks
