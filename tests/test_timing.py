@@ -37,7 +37,7 @@ def test_a_comparison_knows_noise_from_difference():
 def test_an_undecided_comparison_looks_again_unless_it_takes_long(monkeypatch, ratio, took, looks):
     taken = []
 
-    def samples(calls, schedule):
+    def samples(calls, schedule, settled):
         taken.append(schedule)
         return [Samples(1, [ratio] * 15), Samples(1, [1.0] * 15)]
 
@@ -46,6 +46,40 @@ def test_an_undecided_comparison_looks_again_unless_it_takes_long(monkeypatch, r
     found = timing.compare(lambda: None, lambda: None, 0.5)
     assert (len(taken), len(found.before)) == (looks, 15 * looks)
     assert len({schedule.seed for schedule in taken}) == looks
+
+
+def test_slow_calls_are_compared_until_they_disagree(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(timing, "perf_counter", lambda: now)
+    monkeypatch.setitem(timing._CLOCKS, "wall", lambda: now)
+
+    def taking(*seconds):
+        left = iter(seconds)
+
+        def call():
+            nonlocal now
+            now += next(left, 1.0)
+
+        return call
+
+    # One call of each to warm up, then the rounds.
+    for after, rounds in ((taking(), 3), (taking(*[2.0] * 9), 7), (taking(*[2.0] * 5), 5)):
+        found = timing.compare(taking(), after, 0.1)
+        assert len(found.before) == len(found.after) == rounds
+
+
+def test_a_first_call_that_takes_long_does_not_say_how_many_make_a_sample(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setitem(timing._CLOCKS, "wall", lambda: clock[0])
+    left = iter([60.0])
+
+    def compiles():
+        clock[0] += next(left, 1e-6)
+
+    schedule = Schedule(budget_s=0, min_rounds=3, max_rounds=3, sample_s=1e-3)
+    (samples,) = timing.interleave([compiles], schedule)
+    assert samples.calls_per_sample == 1000
+    assert samples.seconds == pytest.approx([1e-6] * 3)
 
 
 def test_every_round_has_everyone_once_in_changing_order():

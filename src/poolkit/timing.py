@@ -25,6 +25,7 @@ from poolkit.errors import PoolValueError
 Call = Callable[[], Any]
 
 _CLOCKS = {"wall": perf_counter, "process": process_time}
+_LONG_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,25 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
 
 
-def interleave(calls: Sequence[Call], schedule: Schedule) -> list[Samples]:
-    """Time `calls`, each once a round; the samples are in the order of `calls`."""
+def interleave(
+    calls: Sequence[Call],
+    schedule: Schedule,
+    settled: Callable[[list[Samples]], bool] = lambda found: False,
+) -> list[Samples]:
+    """Time `calls`, each once a round; the samples are in the order of `calls`.
+
+    Args:
+        settled: whether the rounds of a budget that is spent are enough, although they are fewer
+            than the schedule's.
+    """
     clock = _CLOCKS[schedule.clock]
-    found = [Samples(_calls_per_sample(call, schedule.sample_s, clock)) for call in calls]
+    found = [Samples(_warmed(call, schedule.sample_s, clock)) for call in calls]
     order = list(range(len(calls)))
     shuffle = random.Random(schedule.seed).shuffle
     began = perf_counter()
     for done in range(schedule.max_rounds):
-        if done >= schedule.min_rounds and perf_counter() - began > schedule.budget_s:
+        spent = perf_counter() - began > schedule.budget_s
+        if spent and (done >= schedule.min_rounds or settled(found)):
             break
         shuffle(order)
         for index in order:
@@ -74,14 +85,26 @@ def interleave(calls: Sequence[Call], schedule: Schedule) -> list[Samples]:
                 sleep(schedule.rest_s)
                 # Wakes this contender's threads and brings its data back into the caches.
                 calls[index]()
-            samples = found[index]
-            samples.seconds.append(_seconds_per_call(calls[index], samples.calls_per_sample, clock))
+            samples, call = found[index], calls[index]
+            seconds = _seconds_per_call(call, samples.calls_per_sample, clock)
+            if not samples.seconds and seconds * samples.calls_per_sample < schedule.sample_s / 2:
+                samples.calls_per_sample = _calls_per_sample(call, schedule.sample_s, clock)
+                seconds = _seconds_per_call(call, samples.calls_per_sample, clock)
+            samples.seconds.append(seconds)
     return found
 
 
+def _warmed(call: Call, sample_s: float, clock: Callable[[], float]) -> int:
+    """Calls once, to plan, allocate and load, and says how many calls a sample takes. What takes
+    long at first is not called again for that: the first sample shows whether it always does."""
+    began = clock()
+    call()
+    _finish()
+    return 1 if clock() - began > _LONG_S else _calls_per_sample(call, sample_s, clock)
+
+
 def _calls_per_sample(call: Call, sample_s: float, clock: Callable[[], float]) -> int:
-    """How many calls take `sample_s`, from doubling batches of them; this also warms up."""
-    call()  # the first call plans, allocates and loads
+    """How many calls take `sample_s`, from doubling batches of them."""
     count = 1
     while True:
         seconds = _seconds_per_call(call, count, clock)
@@ -194,13 +217,19 @@ def compare(before: Call, after: Call, seconds: float, patience: int = 3) -> Com
 
     As long as it is undecided which is faster, that is done again, up to ``patience`` times in
     all: a busy machine needs more samples than a quiet one. Calls so slow that the fewest rounds
-    took longer than that are not repeated.
+    took longer than that are not repeated; and as these must all agree, there are no more of them
+    once they do not, but three for a median.
     """
+
+    def disagree(found: list[Samples]) -> bool:
+        first, second = (tuple(samples.seconds) for samples in found)
+        return len(first) >= 3 and Comparison(first, second).undecided
+
     found = Comparison((), ())
     began = perf_counter()
     for seed in range(patience):
         with torch.no_grad():
-            first, second = interleave([before, after], within(seconds, seed))
+            first, second = interleave([before, after], within(seconds, seed), disagree)
         found = found.join(Comparison(tuple(first.seconds), tuple(second.seconds)))
         if not found.undecided or perf_counter() - began > patience * seconds:
             break
