@@ -8,8 +8,8 @@ a code of one byte (two or four for windows of more than 256 positions).
 
 A compiler traces the same lines with three differences: no cache is read or written, as it would
 guard on its contents; the composite path is one operator instead of many; and in inference aten
-runs up to `SMALL`, and `FEW` positions of any size in channels last: torch.compile fuses it with
-what stands around, but cannot look into an operator.
+runs up to `SMALL`, and for maps of any size where a result is one or sees `FEW` positions in
+channels last: torch.compile fuses it with what stands around, but cannot look into an operator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,9 +85,10 @@ TINY_GLOBAL = 256
 # (`python benchmarks/compiled.py`). Most poolings have a convolution about, so the limit is above
 # where the max changes over in channels first, which is between 32768 and 123904.
 SMALL = 1 << 17
-# What surely lies in channels last is aten's there at any size, if it is one result or windows of
-# up to so many positions: up to 6553600 elements 0.81 to 0.92 (max, 3x3 and 2x2), 0.82 to 0.90
-# (mean), 0.60 to 0.63 (one result). Larger windows, and bins, are ours: 1.2 to 1.5.
+# Windows of up to so many positions are aten's there at any size in what surely lies in channels
+# last: up to 6553600 elements 0.81 to 0.92 (max, 3x3 and 2x2), 0.82 to 0.90 (mean). Larger windows,
+# and bins, are ours: 1.2 to 1.5. A single result is aten's however the input lies: 0.60 to 0.63 in
+# channels last, 0.32 to 0.99 in channels first.
 FEW = 9
 
 # Its answer for tensors is made at the first call. Made under a compiler it would be traced again.
@@ -296,24 +297,23 @@ def _fuses(x: Tensor, call: Call) -> bool:
     if not is_dynamo_compiling() or is_exporting() or not _aten_does_the_same(x, call):
         return False
     least = _least(call.window, call.axes)
-    return least is not None and _surely_fuses(x, least, _sees_few(call.window, call.axes))
+    return least is not None and _surely_fuses(x, least, _of_any_size(call.window, call.axes))
 
 
-def _surely_fuses(x: Tensor, least: tuple[int, ...], few: bool) -> bool:
+def _surely_fuses(x: Tensor, least: tuple[int, ...], of_any_size: str) -> bool:
     """Whether x surely has elements, so many along its last axes, and no gradient; and is smaller
-    than `SMALL`, or lies in channels last under windows of a `few` positions."""
+    than `SMALL`, or fused at any size."""
     if x.requires_grad and torch.is_grad_enabled():
         return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes 0.3 s
 
     if not statically_known_true(x.numel() > 0):
         return False
-    if not statically_known_true(x.numel() < SMALL) and not (
-        few
-        and x.ndim == 4
-        and statically_known_true(x.stride(1) == 1)
-        and statically_known_true(x.shape[1] > 1)
-    ):
+    fuses = of_any_size == "all" or statically_known_true(x.numel() < SMALL)
+    if not fuses and of_any_size == "channels last" and x.ndim == 4:
+        behind = statically_known_true(x.stride(1) == 1)
+        fuses = behind and statically_known_true(x.shape[1] > 1)
+    if not fuses:
         return False
     for axis, size in enumerate(least, start=x.ndim - len(least)):
         if not statically_known_true(x.shape[axis] >= size):
@@ -321,11 +321,11 @@ def _surely_fuses(x: Tensor, least: tuple[int, ...], few: bool) -> bool:
     return True
 
 
-def _sees_few(window: Window, axes: int) -> bool:
-    """Whether Inductor is as good with maps of any size, in channels last."""
+def _of_any_size(window: Window, axes: int) -> Literal["all", "channels last", "none"]:
+    """With which maps of any size Inductor is as good."""
     if isinstance(window, Sliding):
-        return math.prod(window.sizes(axes)[0]) <= FEW
-    return _aten_bins(window, axes) == (1,) * axes and FEW > 0
+        return "channels last" if math.prod(window.sizes(axes)[0]) <= FEW else "none"
+    return "all" if FEW > 0 and _aten_bins(window, axes) == (1,) * axes else "none"
 
 
 def _least(window: Window, axes: int) -> tuple[int, ...] | None:
@@ -414,7 +414,7 @@ def _tell(
 ) -> Callable[..., tuple[Any, ...] | None]:
     """What Dynamo is told of a call, all of it constant, by a dtype, a rank, requires_grad and the
     arguments of `make`: the recipes, what aten's function takes behind x, `_least`, which is None
-    where aten does not do the same, and `_sees_few`. None for what is left to the usual way."""
+    where aten does not do the same, and `_of_any_size`. None for what is left to the usual way."""
 
     @torch.compiler.assume_constant_result
     def told(
@@ -430,7 +430,7 @@ def _tell(
         function, given = _aten_call(window, reduction, axes)
         same = function is not None and _aten_does_with(dtype, ndim, requires_grad, kind, axes)
         least = _least(window, axes) if same else None
-        return repr(window), repr(reduction), given, least, _sees_few(window, axes)
+        return repr(window), repr(reduction), given, least, _of_any_size(window, axes)
 
     return told
 
@@ -455,8 +455,8 @@ def _traced(
     known = told(x.dtype, x.ndim, x.requires_grad, *numbers)
     if known is None:
         return None
-    seen, reduced, given, least, few = known
-    if least is not None and _surely_fuses(x, least, few):
+    seen, reduced, given, least, of_any_size = known
+    if least is not None and _surely_fuses(x, least, of_any_size):
         out = pool(x, *given)
     elif x.requires_grad and torch.is_grad_enabled():
         return None
