@@ -231,6 +231,14 @@ CHANGED: dict[str, tuple[torch.nn.Module, dict[str, Any]]] = {
         {"stride": 1, "count_include_pad": False, "padding": 0, "divisor_override": 5},
     ),
     "bins": (poolkit.nn.AdaptiveAvgPool2d(1), {"output_size": (3, None)}),
+    "recipes": (
+        poolkit.nn.Pool("Sliding(2)", "max", 2, "relu"),
+        {
+            "window": poolkit.Sliding(3, padding=1),
+            "reduction": poolkit.Activated("mean", "tanh"),
+            "ndim": 1,
+        },
+    ),
     "picked bins": (poolkit.nn.AdaptiveMaxPool2d(2), {"output_size": (3, 1)}),
 }
 
@@ -290,6 +298,14 @@ def test_a_compiled_call_asks_for_little(name: str, arguments: Any, side: int) -
     x = torch.randn(1, 8, side, side)
     ours, torchs = (getattr(nn, name)(*arguments) for nn in (poolkit.nn, torch.nn))
     assert guards_of(ours, x) < guards_of(torchs, x) + 50
+
+
+def test_a_compiled_call_of_a_joined_activation_asks_for_little() -> None:
+    joined = poolkit.nn.Pool("Sliding(3, stride=2)", "max", 2, "relu")
+    torchs = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2))
+    for side in (16, 130):
+        x = torch.randn(1, 8, side, side)
+        assert guards_of(joined, x) < guards_of(torchs, x) + 60
 
 
 def test_a_window_that_does_not_fit_says_so_compiled_as_well() -> None:

@@ -22,11 +22,12 @@ from ..windows import Window, as_window
 
 try:
     from torch import nn
+    from torch.compiler import is_dynamo_compiling
 except ModuleNotFoundError as error:
     raise MissingExtraError("torch", "torch") from error
 
 # The shortcuts, which a compiler traces, and the gradients of operators in programs.
-from ..torch import dispatch as _dispatch  # noqa: F401
+from ..torch import dispatch as _dispatch
 
 __all__ = [
     "SPPF",
@@ -98,8 +99,14 @@ class Pool(nn.Module):
         self.window = as_window(window)
         self.reduction = activated(as_reduction(reduction), activation)
         self.ndim = ndim
+        for made in (self.window, self.reduction):
+            _dispatch.recipe_of(made)  # kept on them, for a compiler
 
     def forward(self, input: Array) -> Array:
+        if is_dynamo_compiling():
+            out = _dispatch.traced(input, self.window, self.reduction, self.ndim)
+            if out is not None:
+                return out
         return pool(input, self.window, self.reduction, ndim=self.ndim)
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +32,7 @@ from ..arrays import arrays_of
 from ..composite import beyond_64_bits, composite
 from ..core import join_grids
 from ..dtypes import DTYPES
-from ..errors import PoolError
+from ..errors import PoolError, PoolTypeError
 from ..plan import Plan
 from ..reductions import Activated, Max, Mean, Min, Reduction, as_reduction, inner_of
 from ..windows import Adaptive, Global, Sliding, Window, as_window
@@ -149,7 +149,7 @@ def _call_of(window: str, reduction: str, axes: int) -> Call:
     return _call(as_window(window), as_reduction(reduction), axes)
 
 
-def _recipe(made: Any) -> str:
+def recipe_of(made: Any) -> str:
     """`repr`, kept on the object."""
     try:
         return made._recipe
@@ -161,7 +161,7 @@ def _recipe(made: Any) -> str:
 def _known(window: Window, reduction: Reduction, axes: int) -> Call:
     if is_compiling():
         return _call(window, reduction, axes)
-    return _call_of(_recipe(window), _recipe(reduction), axes)
+    return _call_of(recipe_of(window), recipe_of(reduction), axes)
 
 
 # --- aten --------------------------------------------------------------------------------------
@@ -194,6 +194,12 @@ def _values_of(picks: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Ten
 
 
 _ADAPTIVE_MAX = {axes: _values_of(picks) for axes, picks in _ADAPTIVE_PICKS.items()}
+_ATEN: dict[str, Mapping[int, Callable[..., Tensor]]] = {
+    "max": _MAX,
+    "mean": _MEAN,
+    "adaptive max": _ADAPTIVE_MAX,
+    "adaptive mean": _ADAPTIVE_MEAN,
+}
 # Aten adds half types up in themselves, and divides integers as integers.
 _FLOATS = frozenset((torch.float32, torch.float64))
 _HALVES = frozenset((torch.bfloat16, torch.float16))
@@ -229,33 +235,34 @@ def _aten(window: Window, reduction: Reduction, axes: int) -> Any:
     if isinstance(reduction, Activated):
         pooled = _aten(window, reduction.inner, axes)
         return None if pooled is None else lambda x: pooled(reduction.first(x)[0])
-    function, arguments = _aten_call(window, reduction, axes)
-    return None if function is None else lambda x: function(x, *arguments)
+    name, arguments = _aten_call(window, reduction, axes)
+    if not name:
+        return None
+    function = _ATEN[name][axes]
+    return lambda x: function(x, *arguments)
 
 
-def _aten_call(
-    window: Window, reduction: Reduction, axes: int
-) -> tuple[Callable[..., Tensor] | None, tuple[Any, ...]]:
-    """Aten's function and what it takes behind x; None and nothing where there is none."""
+def _aten_call(window: Window, reduction: Reduction, axes: int) -> tuple[str, tuple[Any, ...]]:
+    """The name of aten's function and what it takes behind x; nothing where there is none."""
     bins = _aten_bins(window, axes)
     if isinstance(reduction, Mean) and reduction.result == "float":
         if bins is not None and reduction.divisor is None:
-            return _ADAPTIVE_MEAN[axes], (bins,)
+            return "adaptive mean", (bins,)
         arguments = _aten_arguments(window, axes)
         if arguments is not None and all(d == 1 for d in arguments[3]):
             kernel, stride, padding, _, ceil_mode = arguments
             given = (kernel, stride, padding, ceil_mode, reduction.count_include_pad)
             if axes > 1:
-                return _MEAN[axes], (*given, reduction.divisor)
+                return "mean", (*given, reduction.divisor)
             if not reduction.divisor:
-                return _MEAN[axes], given
+                return "mean", given
     elif isinstance(reduction, Max):
         if bins is not None:
-            return _ADAPTIVE_MAX[axes], (bins,)
+            return "adaptive max", (bins,)
         arguments = _aten_arguments(window, axes)
         if arguments is not None:
-            return _MAX[axes], arguments
-    return None, ()
+            return "max", arguments
+    return "", ()
 
 
 def _aten_picks(window: Window, reduction: Reduction, axes: int) -> Any:
@@ -413,8 +420,9 @@ def _tell(
     make: Callable[..., tuple[Window, Reduction]], axes: int
 ) -> Callable[..., tuple[Any, ...] | None]:
     """What Dynamo is told of a call, all of it constant, by a dtype, a rank, requires_grad and the
-    arguments of `make`: the recipes, what aten's function takes behind x, `_least`, which is None
-    where aten does not do the same, and `_of_any_size`. None for what is left to the usual way."""
+    arguments of `make`: the recipes, aten's function by name and what it takes behind x, `_least`,
+    which is None where aten does not do the same, and `_of_any_size`. Of an activated reduction
+    aten is asked for what is behind the activation. None for what is left to the usual way."""
 
     @torch.compiler.assume_constant_result
     def told(
@@ -427,19 +435,24 @@ def _tell(
         except PoolError:
             return None
         kind = reduction.kernel.kind if reduction.kernel is not None else "composite"
-        function, given = _aten_call(window, reduction, axes)
-        same = function is not None and _aten_does_with(dtype, ndim, requires_grad, kind, axes)
+        name, given = _aten_call(window, inner_of(reduction), axes)
+        same = name != "" and _aten_does_with(dtype, ndim, requires_grad, kind, axes)
         least = _least(window, axes) if same else None
-        return repr(window), repr(reduction), given, least, _of_any_size(window, axes)
+        return repr(window), repr(reduction), name, given, least, _of_any_size(window, axes)
 
     return told
 
 
 def _traced(
-    x: Tensor, pool: Callable[..., Tensor], told: Any, axes: int, *arguments: Any
+    x: Tensor,
+    pool: Callable[..., Tensor] | None,
+    told: Any,
+    axes: int,
+    *arguments: Any,
+    activated: Activated | None = None,
 ) -> Tensor | None:
     """What Dynamo is shown. Few lines, as every call of the compiled program looks again at
-    whatever they read, each global, class and attribute: 68 of them, where the usual way has 191
+    whatever they read, each global, class and attribute: 71 of them, where the usual way has 191
     and torch's module 35, so that the call of a tiny max takes 2 us more than torch's, not 12."""
     if not isinstance(x, Tensor) or not x.is_cpu or x.layout is not torch.strided:
         return None
@@ -455,14 +468,26 @@ def _traced(
     known = told(x.dtype, x.ndim, x.requires_grad, *numbers)
     if known is None:
         return None
-    seen, reduced, given, least, of_any_size = known
+    seen, reduced, name, given, least, of_any_size = known
     if least is not None and _surely_fuses(x, least, of_any_size):
-        out = pool(x, *given)
+        values = x if activated is None else activated.first(x)[0]
+        out = (_ATEN[name][axes] if pool is None else pool)(values, *given)
     elif x.requires_grad and torch.is_grad_enabled():
         return None
     else:
         out = torch.ops.poolkit.pool.default(x, seen, reduced, axes)
     return out if x.ndim == 4 else out.contiguous()  # as `in_format` has it
+
+
+def traced(x: Any, window: Window, reduction: Reduction, axes: int | None) -> Tensor | None:
+    """What Dynamo is shown of a window and a reduction that a module keeps, as `_traced`: every
+    call compares their recipes, which `recipe_of` has written on them, and not what they are made
+    of (87 guards for a max of ReLU, where the usual way has 229). None for what is left to that."""
+    seen, reduced = getattr(window, "_recipe", None), getattr(reduction, "_recipe", None)
+    if type(axes) is not int or axes not in _TOLD or seen is None or reduced is None:
+        return None
+    activated = reduction if type(reduction) is Activated else None
+    return _traced(x, None, _TOLD[axes], axes, seen, reduced, activated=activated)
 
 
 def _as_constant(value: Any) -> Any:
@@ -598,6 +623,23 @@ functional.shortcuts = functional.Shortcuts(
         _ADAPTIVE_MEAN[2], 2, Mean(), halves=False, one=TINY_GLOBAL
     ),
 )
+
+
+def _read(axes: int) -> Callable[..., tuple[Window, Reduction]]:
+    """From recipes, those that `_traced` may give to the operator as they are."""
+
+    def make(seen: str, reduced: str) -> tuple[Window, Reduction]:
+        window, reduction = as_window(seen), as_reduction(reduced)
+        known = isinstance(window, Sliding | Adaptive | Global) and window.ndim in (None, axes)
+        fused, kernel = reduction.kernel, inner_of(reduction).kernel
+        if not known or not fused or not kernel or kernel.kind not in ("pick", "sum"):
+            raise PoolTypeError("it goes the usual way")
+        return window, reduction
+
+    return make
+
+
+_TOLD = {axes: _tell(_read(axes), axes) for axes in (1, 2)}
 
 
 # --- running ------------------------------------------------------------------------------------
