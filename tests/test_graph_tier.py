@@ -924,8 +924,14 @@ def test_what_cannot_be_exported(capfd):
         optimize(Calls(branches), X, tier="graph")
     assert capfd.readouterr() == ("", "")  # no graph of torch's
     scripted = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Sequential(nn.MaxPool2d(2))))
-    with pytest.raises(PoolValueError, match=r"exported: 1 is a ScriptModule.*made from; tier='m"):
+    with pytest.raises(
+        PoolValueError, match=r"exported: layer '1' is a ScriptModule.*made from; t"
+    ):
         optimize(scripted, X, tier="graph")
+    cannot_be_seen = "layer '1' is a ScriptModule, whose poolings cannot be seen"
+    assert optimize(scripted, X, seconds=0).note == cannot_be_seen
+    with pytest.raises(PoolValueError, match=cannot_be_seen):
+        poolkit.lint(scripted, X)
     halves = Calls(lambda x: x.unflatten(2, (2, -1)).amax((2, 3)))
     height = ({2: torch.export.Dim("height", min=4)},)
     with pytest.raises(PoolValueError, match=r"exported: Not all values of height .*fewer axes"):

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from ..errors import PoolError
+from ..errors import PoolError, PoolValueError
 from ..inspection.inspector import evaluating
 from ..inspection.operations import spread
 from ..inspection.running import LayerStack
 from ..inspection.trace import TracedPooling, trace
+from ..optimization.sites import scripted_part
 from .traps import Finding, Trap, begins_behind, trap
 
 __all__ = ["MODEL_TRAPS", "lint_model"]
@@ -155,6 +156,11 @@ def lint_model(
 ) -> list[Finding]:
     """The findings of torch's own poolings, in the order in which they run; of a quantized graph
     then all that are left in float."""
+    if scripted := scripted_part(model):
+        raise PoolValueError(
+            f"{scripted} is a ScriptModule, whose poolings cannot be seen",
+            "Look at the module that it was made from",
+        )
     layers = LayerStack(model)
     calls: list[TracedPooling] = []
     last: Finding | None = None

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from poolkit.errors import PoolError, PoolValueError, first_line
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.trace import run_model
+from poolkit.optimization.sites import scripted_part
 
 _NOISY = (
     "torch.onnx", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes",
@@ -124,12 +125,11 @@ def quiet() -> Iterator[None]:
 
 def refusal_of(model: nn.Module, error: Exception) -> tuple[str, str]:
     """What torch.export said of a model that it does not take, in a sentence, and what to do."""
-    for name, part in model.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            return (
-                f"{name or 'the model'} is a ScriptModule, which torch.export does not look into",
-                "Use the module that it was made from",
-            )
+    if scripted := scripted_part(model):
+        return (
+            f"{scripted} is a ScriptModule, which torch.export does not look into",
+            "Use the module that it was made from",
+        )
     # Of several lines the first is of no use: that constraints are violated.
     lines = [line.strip() for line in str(error).splitlines()]
     violated = [line.removeprefix("- ").split(". ")[0] for line in lines if line.startswith("- ")]

@@ -33,6 +33,7 @@ from poolkit.optimization.sites import (
     Swap,
     reason_not_to_swap,
     replacement_for,
+    scripted_part,
     sites_of,
 )
 from poolkit.optimization.trial import Candidate, Task, alone, choose, is_slower, refusal
@@ -108,6 +109,8 @@ class Attempt:
             self._check_whole(report, expected, noise)
         if report.model_ms is None and found:
             report.model_ms = alone(task.forward, task.seconds)
+        if scripted := scripted_part(self.model):
+            report.add_note(f"{scripted} is a ScriptModule, whose poolings cannot be seen")
         task.progress("done", len(groups), len(groups))
         report.swaps = self._all_swaps()
         return report

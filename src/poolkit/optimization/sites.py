@@ -112,6 +112,14 @@ def wrapper_name(model: nn.Module) -> str:
     return next((b.__name__ for b in type(model).__mro__ if b.__name__ in _WRAPPERS), "")
 
 
+def scripted_part(model: nn.Module) -> str:
+    """The first ScriptModule in a model, in which no call can be seen; empty if there is none."""
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            return f"layer {name!r}" if name else "the model"
+    return ""
+
+
 def replacement_for(module: nn.Module) -> nn.Module | None:
     """poolkit's module with the arguments and the mode of a torch pooling module, or None."""
     import poolkit.nn
