@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,6 +18,7 @@ from torch import nn
 import poolkit
 from poolkit.errors import PoolValueError
 from poolkit.optimization import optimize, trial
+from poolkit.optimization.equality import compare_outputs
 from poolkit.timing import Comparison, Samples
 
 
@@ -280,6 +283,41 @@ def test_a_model_that_asks_its_activation_for_an_attribute():
     assert "'Identity' object has no attribute 'inplace'" in report.layers[0].reason
     assert type(model.relu) is nn.ReLU
     assert type(model.pool) is poolkit.nn.MaxPool2d
+
+
+class Features:
+    """Outputs of a class of their own, as detectors have them."""
+
+    def __init__(self, *maps: torch.Tensor) -> None:
+        self.maps, self.itself = {"all": maps}, self
+
+
+@dataclass
+class Maps:
+    pooled: torch.Tensor
+    features: torch.Tensor
+
+
+@pytest.mark.parametrize("output", [Features, Maps, lambda *maps: iter(maps)])
+def test_outputs_of_any_class_are_looked_into(output):
+    model = Calls(lambda net, x: (lambda y: output(net.pool(y), y))(net.relu(x)))
+    report = optimize(model, X, seconds=0)
+    assert type(model.relu) is nn.ReLU
+    if output in (Features, Maps):
+        assert "its result is used elsewhere too" in report.layers[0].reason
+        assert report.note == ""
+    else:
+        assert "returns a tuple_iterator, into which nothing can" in report.layers[0].reason
+        assert report.note == "the model returns a tuple_iterator, whose values were not compared"
+
+
+def test_outputs_of_any_class_are_compared():
+    one, other = (Maps(torch.zeros(2), torch.full((2,), value)) for value in (1.0, 2.0))
+    for wrap in (lambda x: x, lambda x: {"x": [Features(x.pooled, x.features)]}):
+        assert compare_outputs(wrap(one), wrap(one), 0.0).problem == ""
+        assert compare_outputs(wrap(one), wrap(other), 0.0).error == 1.0
+    arrays = compare_outputs(np.zeros(2), np.ones(2), 0.0)
+    assert (arrays.error, bool(arrays.problem)) == (1.0, True)
 
 
 def test_what_stands_between_counts_as_a_use():

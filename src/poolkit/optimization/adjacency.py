@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from poolkit.errors import PoolError
 from poolkit.inspection.trace import calling_line, tensors_in, uncompiled
 from poolkit.optimization.elementwise import activation_of, is_activation
-from poolkit.optimization.equality import fixed_randomness
+from poolkit.optimization.equality import fixed_randomness, hidden_in, leaves_in
 from poolkit.optimization.sites import POOLING_CLASSES, reason_not_to_move
 from poolkit.optimization.trial import Task
 
@@ -127,11 +127,15 @@ def _seen(task: Task, gradients: bool) -> dict[int, Neighbour]:
     if any(value.alive() is not None for value in watch.values):
         gc.collect()
     names = {id(module): name for name, module in task.model.named_modules()}
-    return {
+    found = {
         key: _neighbour(task.model, module, before, watch.values, names)
         for key, (module, before) in watch.pooled.items()
         if any(value is not None for value in before)
     }
+    if watch.hidden:
+        reason = f"the model returns a {watch.hidden}, into which nothing can look"
+        found = {key: replace(one, reason=one.reason or reason) for key, one in found.items()}
+    return found
 
 
 def _neighbour(
@@ -171,6 +175,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.values: list[_Value] = []
+        self.hidden = ""  # what the model returns that cannot be read
         self.made: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.pooled: dict[int, tuple[nn.Module, list[_Value | None]]] = {}
         self.tensors: dict[int, list[weakref.ref[torch.Tensor]]] = {}  # by address
@@ -200,8 +205,10 @@ class _Watch(TorchFunctionMode):
 
     def read_outputs(self, output: Any) -> None:
         """Nothing may hold the outputs after it: with them lives what their gradients need."""
-        for tensor in tensors_in(output):
-            self.read(tensor, None)
+        for leaf in leaves_in(output):
+            if isinstance(leaf, torch.Tensor):
+                self.read(leaf, None)
+        self.hidden = hidden_in(output)
 
     def _make(
         self,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
-from numbers import Real
+from numbers import Number, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from poolkit.errors import PoolValueError
 from poolkit.inspection.trace import tensors_in
+
+#: What holds no values but its own.
+_WHOLE = (
+    torch.Tensor, np.ndarray, Number, str, bytes, type(None), type, nn.Module, torch.dtype,
+    torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,17 +66,61 @@ def compare_modules(
 
 
 def compare_outputs(expected: Any, actual: Any, tolerance: float, noise: float = 0.0) -> Difference:
-    """Compare nested outputs; ``tolerance`` is relative to the largest value, 0 asks for bits.
+    """Compare what models return; ``tolerance`` is relative to the largest value, 0 asks for bits.
 
     ``noise`` is a difference that is allowed in any case, in absolute terms.
     """
-    first, second = list(tensors_in(expected)), list(tensors_in(actual))
+    first, second = list(_values_in(expected)), list(_values_in(actual))
     if len(first) != len(second):
         return Difference(float("inf"), f"are {len(second)} tensors instead of {len(first)}")
     worst = Difference(0.0)
     for a, b in zip(first, second, strict=True):
         worst = worst.join(_compare(a, b, tolerance, noise))
     return worst
+
+
+def leaves_in(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """All that a model returns, out of containers and objects, which may hold each other.
+
+    >>> list(leaves_in({"boxes": [1, (2, None)]}))
+    [1, 2, None]
+    """
+    seen = set() if seen is None else seen
+    parts = _parts_of(value)
+    if parts is None:
+        yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for part in parts:
+            yield from leaves_in(part, seen)
+
+
+def _parts_of(value: Any) -> Iterable[Any] | None:
+    """What a container or an object holds; None of what is no such thing."""
+    if isinstance(value, _WHOLE):
+        return None
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, tuple | list):
+        return value
+    if is_dataclass(value):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    attributes = getattr(value, "__dict__", None)
+    return attributes.values() if attributes else None
+
+
+def hidden_in(outputs: Any) -> str:
+    """The type of the first of them into which nothing can look, as an iterator; or empty."""
+    leaves = (leaf for leaf in leaves_in(outputs) if not isinstance(leaf, _WHOLE))
+    return next((type(leaf).__name__ for leaf in leaves), "")
+
+
+def _values_in(outputs: Any) -> Iterator[torch.Tensor]:
+    for leaf in leaves_in(outputs):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+            yield torch.tensor(leaf)
 
 
 def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float, noise: float) -> Difference:

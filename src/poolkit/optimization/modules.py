@@ -16,7 +16,7 @@ from poolkit.errors import PoolError, first_line
 from poolkit.inspection.downsampling import Pooled, downsampling_of
 from poolkit.inspection.inspector import evaluating
 from poolkit.inspection.poolkit_calls import is_poolkits
-from poolkit.inspection.trace import TracedPooling, tensors_in, trace, uncompiled
+from poolkit.inspection.trace import TracedPooling, trace, uncompiled
 from poolkit.optimization.adjacency import Neighbour, in_training_mode, neighbours
 from poolkit.optimization.elementwise import activation_of
 from poolkit.optimization.equality import (
@@ -24,6 +24,8 @@ from poolkit.optimization.equality import (
     compare_modules,
     compare_outputs,
     fixed_randomness,
+    hidden_in,
+    leaves_in,
     reproducible,
 )
 from poolkit.optimization.records import LayerChange
@@ -109,6 +111,8 @@ class Attempt:
             self._check_whole(report, expected, noise)
         if report.model_ms is None and found:
             report.model_ms = alone(task.forward, task.seconds)
+        if hidden := hidden_in(expected):
+            report.add_note(f"the model returns a {hidden}, whose values were not compared")
         if scripted := scripted_part(self.model):
             report.add_note(f"{scripted} is a ScriptModule, whose poolings cannot be seen")
         task.progress("done", len(groups), len(groups))
@@ -264,7 +268,8 @@ class Attempt:
             swap.apply()
         try:
             with in_training_mode(self.model), fixed_randomness(), torch.enable_grad():
-                outputs = [x.sum() for x in tensors_in(self.task.forward()) if x.requires_grad]
+                tensors = (x for x in leaves_in(self.task.forward()) if isinstance(x, torch.Tensor))
+                outputs = [x.sum() for x in tensors if x.requires_grad]
                 torch.autograd.grad(outputs, parameters, allow_unused=True)
         except (PoolError, RuntimeError, ValueError) as error:
             text = (first_line(error) or type(error).__name__).rstrip(".")
