@@ -401,7 +401,7 @@ def test_the_layer_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:
         (Looks(), r"layer '1' \(Looks\) cannot be traced"),
         (Odd(), r"layer '1' \(Odd\) cannot be expressed: .*bessel_j0"),
         (volumes, r"layer '1\.1' \(AdaptiveAvgPool3d\) cannot be expressed"),
-        (Counts(), "the model returns 4, and what an ONNX file returns is tensors"),
+        (Counts(), "the model returns int, and an ONNX file returns tensors"),
     ):
         model = nn.Sequential(poolkit.nn.MaxPool2d(2), layer)
         with pytest.raises(poolkit.PoolValueError, match=message):

@@ -165,7 +165,7 @@ def _example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     for value in pytree.tree_leaves(outputs):
         if not isinstance(value, torch.Tensor | None):
             raise PoolValueError(
-                f"the model returns {value!r:.60}, and what an ONNX file returns is tensors",
+                f"the model returns {type(value).__name__}, and an ONNX file returns tensors",
                 "Return tensors alone, or in tuples, lists and dicts",
             )
     return list(tensors_in((args, kwargs))), list(tensors_in(outputs))
