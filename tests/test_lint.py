@@ -486,6 +486,7 @@ def test_all_traps_at_once(tmp_path: Path) -> None:
         def forward(self, x: Any) -> Any:
             F.avg_pool2d(x, 2, divisor_override=3)
             F.adaptive_avg_pool2d(x, 5)
+            F.adaptive_avg_pool3d(x.unflatten(1, (1, 3)), 3)
             F.lp_pool2d(x, 3.0, 2)
             F.lp_pool2d(x.half(), 2.0, 2)
             F.avg_pool2d(x.bfloat16(), 17)

@@ -27,8 +27,8 @@ from ..optimization.capture import (
     quiet,
     refusal_of,
     traced,
-)  # fmt: skip
-from ..optimization.equality import check_tolerance
+)
+from ..optimization.equality import check_tolerance, keeping_buffers
 from .checking import Check, check_engines, run_checks
 from .expressions import ExportedPooling, Expressing, refuse_drawing
 from .operators import OPSET
@@ -125,7 +125,10 @@ def export_onnx(
     args, given = pytree.tree_map_only(
         torch.Tensor, torch.Tensor.detach, (args, dict(kwargs or {}))
     )
-    with evaluating(model), torch.no_grad(), named_arguments(model, given), quiet():
+    with (
+        keeping_buffers(model), evaluating(model), torch.no_grad(),
+        named_arguments(model, given), quiet(),
+    ):  # fmt: skip
         examples = [_example(model, args, given)]
         if dynamic_shapes is None and dynamic_batch:
             two = of_two(args), of_two(given)

@@ -12,6 +12,7 @@ from ..inspection.inspector import evaluating
 from ..inspection.operations import spread
 from ..inspection.running import LayerStack
 from ..inspection.trace import TracedPooling, trace
+from ..optimization.equality import keeping_buffers
 from ..optimization.sites import scripted_part
 from .traps import Finding, Trap, begins_behind, trap
 
@@ -165,7 +166,7 @@ def lint_model(
     calls: list[TracedPooling] = []
     last: Finding | None = None
     try:
-        with evaluating(model), layers.following():
+        with keeping_buffers(model), evaluating(model), layers.following():
             trace(model, args, kwargs, of_inputs=True, found=calls)
     except PoolError as error:
         last = INT8.finding(str(error.__cause__ or error), layers.current)

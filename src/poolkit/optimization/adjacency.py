@@ -24,7 +24,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from poolkit.errors import PoolError
 from poolkit.inspection.trace import calling_line, tensors_in, uncompiled
 from poolkit.optimization.elementwise import activation_of, is_activation
-from poolkit.optimization.equality import fixed_randomness, hidden_in, leaves_in
+from poolkit.optimization.equality import (
+    fixed_randomness,
+    hidden_in,
+    keeping_buffers,
+    leaves_in,
+)
 from poolkit.optimization.sites import POOLING_CLASSES, reason_not_to_move
 from poolkit.optimization.trial import Task
 
@@ -101,21 +106,13 @@ def _in_both(neighbour: Neighbour, other: Neighbour | None, when: str) -> Neighb
 def in_training_mode(model: nn.Module) -> Iterator[None]:
     """Training mode inside; after it modes and buffers are as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        model.train()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for owner, name, buffer, value in buffers:
-                owner[name] = buffer.copy_(value)
+    with keeping_buffers(model):
+        try:
+            model.train()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def _seen(task: Task, gradients: bool) -> dict[int, Neighbour]:

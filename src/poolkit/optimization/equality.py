@@ -184,3 +184,20 @@ def reproducible(call: Callable[[], Any]) -> Any:
     """Run ``call`` with the same random numbers every time, without gradients."""
     with fixed_randomness(), torch.no_grad():
         return call()
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """After it the buffers, of which some count and average what runs, are as they were."""
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, value in buffers:
+                owner[name] = buffer if torch.equal(buffer, value) else buffer.copy_(value)

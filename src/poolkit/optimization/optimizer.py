@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from poolkit.errors import PoolTypeError, PoolValueError
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.inspector import Progress, arguments_of, example_of
-from poolkit.optimization.equality import check_tolerance
+from poolkit.optimization.equality import check_tolerance, keeping_buffers
 from poolkit.optimization.graph import optimize_graph
 from poolkit.optimization.modules import optimize_modules
 from poolkit.optimization.records import TIERS, Tier
@@ -127,9 +127,10 @@ def optimize(
     with torch.inference_mode(False):  # the caller's stay, and copies may have gradients
         args, given = pytree.tree_map_only(torch.Tensor, _copied, (args, given))
     task = Task(model, args, given, tolerance, seconds, filter_fn, progress or _silent)
-    if tier == "graph":
-        return optimize_graph(task, dry_run, dynamic_batch, dynamic_shapes)
-    return optimize_modules(task, dry_run)
+    with keeping_buffers(model):
+        if tier == "graph":
+            return optimize_graph(task, dry_run, dynamic_batch, dynamic_shapes)
+        return optimize_modules(task, dry_run)
 
 
 def _copied(x: torch.Tensor) -> torch.Tensor:
