@@ -151,6 +151,11 @@ def test_noise_is_absolute_and_tolerance_relative():
     assert compare_outputs(a, b, 1e-5, noise=1.0).problem == "differ by 10, more than 1"
     assert compare_outputs(a, b, 1e-5, noise=10.0).problem == ""
     assert compare_outputs(a, b, 1e-2).problem == ""
+    # Small outputs are no excuse, nor are integers: a label is right or wrong.
+    assert compare_outputs(a * 1e-9, a * 1.1e-9, 1e-2).problem.startswith("differ by")
+    assert compare_outputs(a * 1e-9, a * 1.1e-9, 1e-2, scale=1.0).problem == ""
+    labels = torch.tensor([1_000_000])
+    assert compare_outputs(labels, labels + 1, 1e-2).problem == "differ by 1, more than 0"
 
 
 def test_a_model_that_varies_is_held_to_no_more_than_that():

@@ -56,7 +56,8 @@ def compare_modules(
     are compared within ``tolerance``: where windows overlap they are sums.
     """
     theirs, ours = _with_gradient(original, args), _with_gradient(replacement, args)
-    found = compare_outputs(theirs[0], ours[0], 0.0 if exact else tolerance)
+    allowed = 0.0 if exact else tolerance
+    found = compare_outputs(theirs[0], ours[0], allowed, scale=largest_in(args[0]))
     if found.problem:
         return Difference(found.error, f"outputs {found.problem}")
     gradient = compare_outputs(theirs[1], ours[1], tolerance)
@@ -65,17 +66,21 @@ def compare_modules(
     return found.join(gradient)
 
 
-def compare_outputs(expected: Any, actual: Any, tolerance: float, noise: float = 0.0) -> Difference:
+def compare_outputs(
+    expected: Any, actual: Any, tolerance: float, noise: float = 0.0, scale: float = 0.0
+) -> Difference:
     """Compare what models return; ``tolerance`` is relative to the largest value, 0 asks for bits.
 
-    ``noise`` is a difference that is allowed in any case, in absolute terms.
+    ``noise`` is a difference that is allowed in any case, in absolute terms, and ``scale`` a value
+    that counts among those expected: what was added up may be larger than its sum. Integers are to
+    be the same.
     """
     first, second = list(_values_in(expected)), list(_values_in(actual))
     if len(first) != len(second):
         return Difference(float("inf"), f"are {len(second)} tensors instead of {len(first)}")
     worst = Difference(0.0)
     for a, b in zip(first, second, strict=True):
-        worst = worst.join(_compare(a, b, tolerance, noise))
+        worst = worst.join(_compare(a, b, tolerance, noise, scale))
     return worst
 
 
@@ -123,7 +128,15 @@ def _values_in(outputs: Any) -> Iterator[torch.Tensor]:
             yield torch.tensor(leaf)
 
 
-def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float, noise: float) -> Difference:
+def largest_in(values: Any) -> float:
+    """The largest finite magnitude among nested tensors."""
+    found = (x.detach().abs() for x in _values_in(values) if x.dtype is not torch.bool)
+    return max((float(x[x.isfinite()].max()) for x in found if x.isfinite().any()), default=0.0)
+
+
+def _compare(
+    a: torch.Tensor, b: torch.Tensor, tolerance: float, noise: float, scale: float
+) -> Difference:
     if a.shape != b.shape or a.dtype != b.dtype:
         was, now = (f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in (a, b))
         return Difference(float("inf"), f"are {now} instead of {was}")
@@ -133,11 +146,12 @@ def _compare(a: torch.Tensor, b: torch.Tensor, tolerance: float, noise: float) -
     # NaN against NaN and inf against inf are equal, and their difference is NaN.
     same = (x == y) | (x.isnan() & y.isnan())
     error = float(torch.where(same, 0.0, (x - y).abs()).nan_to_num(nan=float("inf")).max())
-    if tolerance and a.is_floating_point():
+    if not (a.is_floating_point() or a.is_complex()):
+        tolerance = 0.0
+    elif tolerance:
         # Half types: a sum in another order may round to the neighbouring value.
         tolerance = max(tolerance, 2 * torch.finfo(a.dtype).eps)
-    finite = x.abs()[x.isfinite()]
-    allowed = max(noise, tolerance * max(1.0, float(finite.max()) if len(finite) else 1.0))
+    allowed = max(noise, tolerance * max(scale, largest_in(x)))
     if error > allowed:
         return Difference(error, f"differ by {error:.3g}, more than {allowed:.3g}")
     if tolerance == 0 and a.is_floating_point() and not _same_sign_of_zero(a, b):

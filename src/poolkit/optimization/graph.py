@@ -19,7 +19,7 @@ from poolkit.inspection.trace import TracedPooling, run_model, tensors_in, trace
 from poolkit.optimization.capture import capture, copy_of, of_two
 from poolkit.optimization.commuting import subgraph_of
 from poolkit.optimization.elementwise import operator_name
-from poolkit.optimization.equality import Difference, compare_outputs, reproducible
+from poolkit.optimization.equality import Difference, compare_outputs, largest_in, reproducible
 from poolkit.optimization.families import families_in
 from poolkit.optimization.program import ProgramModule
 from poolkit.optimization.records import LayerChange
@@ -120,11 +120,11 @@ class _GraphTier:
         def prove() -> Difference:
             found = Difference(0.0)
             for values in [inputs, *_varied(inputs)]:
+                scale = largest_in(values)
                 expected = reproducible(_run(original, values))
                 actual = reproducible(_run(module, values))
-                found = found.join(
-                    compare_outputs(expected, actual, 0.0 if rewrite.exact else self.task.tolerance)
-                )
+                tolerance = 0.0 if rewrite.exact else self.task.tolerance
+                found = found.join(compare_outputs(expected, actual, tolerance, scale=scale))
             return found
 
         return Candidate(rewrite.words, prove, _run(module, inputs))
