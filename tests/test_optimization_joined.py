@@ -243,6 +243,19 @@ def test_the_same_must_hold_with_gradients(call, when):
     assert type(model.relu) is nn.ReLU
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_outputs_in_training_mode_are_compared():
+    def call(net, x):
+        y = net.relu(x)
+        return (net.pool(y), net.head(y)) if net.training else net.pool(y)
+
+    head = torch.jit.script(nn.Sequential(nn.Conv2d(4, 1, 1)))  # what it reads is not seen
+    model = Calls(call, head=head)
+    report = optimize(model, X, seconds=0)
+    assert type(model.relu) is nn.ReLU
+    assert "outputs in training mode differ by" in report.layers[0].reason
+
+
 def test_a_caller_in_inference_mode():
     model = network(nn.ReLU(), nn.MaxPool2d(2))
     with torch.inference_mode():

@@ -242,7 +242,8 @@ class Attempt:
         swaps: Sequence[Swap] = (),
     ) -> Callable[[], Difference]:
         """Outputs and gradients on what the layer gets; and that the model can be trained with
-        ``swaps`` as without: other things are saved for its backward, which it may overwrite."""
+        ``swaps`` as without: other things are saved for its backward, which it may overwrite, and
+        in training mode it may read what in eval mode it does not."""
 
         def prove() -> Difference:
             found = Difference(0.0)
@@ -250,34 +251,47 @@ class Attempt:
                 found = found.join(
                     compare_modules(original, replacement, args, self.task.tolerance, exact)
                 )
-            if (
-                swaps
-                and not found.problem
-                and not self._untrainable(())
-                and (reason := self._untrainable(swaps))
-            ):
-                return Difference(found.error, f"the model could not be trained: {reason}")
+            if swaps and not found.problem:
+                return found.join(self._compare_training(swaps))
             return found
 
         return prove
 
-    def _untrainable(self, swaps: Sequence[Swap]) -> str:
-        """Why no backward through the whole model runs; empty if one does."""
+    def _compare_training(self, swaps: Sequence[Swap]) -> Difference:
+        """How far the model's outputs in training mode are from those with ``swaps``; nothing of a
+        model that cannot be trained."""
+        expected, obstacle = self._trained(())
+        if obstacle:
+            return Difference(0.0)
+        outputs, obstacle = self._trained(swaps)
+        if obstacle:
+            return Difference(0.0, f"the model could not be trained: {obstacle}")
+        tolerance = self.task.tolerance
+        found = compare_outputs(expected, outputs, tolerance)
+        if found.problem:  # a model may answer differently every time
+            noise = compare_outputs(expected, self._trained(())[0], tolerance)
+            found = compare_outputs(expected, outputs, tolerance, noise=2 * noise.error)
+        return Difference(0.0, found.problem and f"outputs in training mode {found.problem}")
+
+    def _trained(self, swaps: Sequence[Swap]) -> tuple[Any, str]:
+        """The model's outputs in training mode, and why no backward through it runs; empty if one
+        does."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for swap in swaps:
             swap.apply()
         try:
             with in_training_mode(self.model), fixed_randomness(), torch.enable_grad():
-                tensors = (x for x in leaves_in(self.task.forward()) if isinstance(x, torch.Tensor))
-                outputs = [x.sum() for x in tensors if x.requires_grad]
-                torch.autograd.grad(outputs, parameters, allow_unused=True)
+                outputs = self.task.forward()
+                tensors = (x for x in leaves_in(outputs) if isinstance(x, torch.Tensor))
+                sums = [x.sum() for x in tensors if x.requires_grad]
+                torch.autograd.grad(sums, parameters, allow_unused=True)
+                return outputs, ""
         except (PoolError, RuntimeError, ValueError) as error:
             text = (first_line(error) or type(error).__name__).rstrip(".")
-            return "it works in place" if "inplace operation" in text else text
+            return None, "it works in place" if "inplace operation" in text else text
         finally:
             for swap in swaps:
                 swap.undo()
-        return ""
 
     def _not_run(self, found: list[TracedPooling]) -> list[LayerChange]:
         """The pooling modules that the example did not reach."""
