@@ -141,9 +141,9 @@ def test_a_program_that_was_optimised(tmp_path: Path) -> None:
         drawn(1, 3, 9, 9),
     )
     program = poolkit.optimize(model, x, tier="graph", seconds=0).program
-    report = poolkit.export_onnx(program, x, tmp_path / "model.onnx")
+    report = poolkit.export_onnx(program, None, tmp_path / "model.onnx")
     assert report.operators == {"Conv": 1, "MaxPool": 1, "Relu": 1}
-    assert {check.batch for check in report.checks} == {1, 2}
+    assert {check.batch for check in report.checks} == {2}  # those that it was captured with
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int32", "bool"])

@@ -81,7 +81,7 @@ def export_onnx(
     Args:
         model: any module, or an exported program, as that of `poolkit.optimize`.
         inputs: a tensor, or a tuple or list of the positional arguments of ``forward``: real ones,
-            as the file is checked on them.
+            as the file is checked on them. None: those that an exported program has with it.
         path: the file. It is written when all checks have passed, under another name first.
         kwargs: keyword arguments of ``forward``.
         dynamic_batch: whether the first axis of all inputs may have any length in the file. A
@@ -114,6 +114,7 @@ def export_onnx(
     """
     if isinstance(model, ExportedProgram):
         model = ExportedModel(model)
+        inputs = model.example_arguments if inputs is None else inputs
     if not isinstance(model, nn.Module):
         raise PoolTypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
     check_tolerance(tolerance)
