@@ -289,6 +289,16 @@ def test_what_is_saved_for_the_backward_may_not_be_overwritten(activation):
     ) is not joined
 
 
+def test_what_a_norm_saves_may_not_be_overwritten():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.LPPool2d(2, 2), nn.ReLU(inplace=True)
+    )
+    report = optimize(model, X, seconds=0)
+    assert [layer.status for layer in report.layers] == ["swapped", "kept"]
+    assert "the model could not be trained: it works in place" in report.layers[1].reason
+    model(X).sum().backward()
+
+
 def test_a_model_that_asks_its_activation_for_an_attribute():
     model = Calls(lambda net, x: net.pool(net.relu(x)) + float(net.relu.inplace))
     report = optimize(model, X, seconds=0)

@@ -108,6 +108,7 @@ class Attempt:
         task.progress("comparing the whole model", len(groups), len(groups))
         if self.swaps:
             self._check_running(report)
+            self._check_training(report)
             self._check_whole(report, expected, noise)
         if report.model_ms is None and found:
             report.model_ms = alone(task.forward, task.seconds)
@@ -321,6 +322,20 @@ class Attempt:
         for index, swaps in list(self.swaps.items()):
             if any(id(swap.replacement) not in running for swap in swaps):
                 self._keep(report, index, "the model does not call it through its registered name")
+
+    def _check_training(self, report: OptimizeReport) -> None:
+        """Take back a swap with which no backward runs: a norm saves its result, which the model
+        may overwrite."""
+        if not self._trained(())[1]:
+            return
+        for swap in self._all_swaps():
+            swap.undo()
+        untrainable = self._trained(())[1]
+        for index, swaps in list(self.swaps.items()):
+            for swap in swaps:
+                swap.apply()
+            if not untrainable and (obstacle := self._trained(())[1]):
+                self._keep(report, index, f"the model could not be trained: {obstacle}")
 
     def _check_whole(self, report: OptimizeReport, expected: Any, noise: Difference) -> None:
         actual = reproducible(self.task.forward)
