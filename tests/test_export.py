@@ -358,7 +358,7 @@ def test_a_difference_is_noticed_and_the_old_file_stays(
         poolkit.PoolValueError, match=r"output 0 in onnxruntime: values differ by"
     ) as caught:
         poolkit.export_onnx(model, drawn(2, 3, 8, 8), path)
-    assert "poolings of layer '0' (MaxPool2d), layer '2' (AvgPool2d)" in str(caught.value)
+    assert "pooling in layer '0' (MaxPool2d), layer '2' (AvgPool2d)" in str(caught.value)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
     report = poolkit.export_onnx(poolkit.nn.MaxPool2d(2), drawn(2, 3, 8, 8), path, engines=())
