@@ -314,6 +314,10 @@ FLOAT: dict[str, tuple[Pool, str]] = {
         lambda x: torch.stack([y.float() for y in F.max_pool2d(x, 2, return_indices=True)]),
         "the places that it returns are used",
     ),
+    "indices alone": (
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float(),
+        "the places that it returns are used",
+    ),
     "gem": (lambda x: poolkit.pool(x, "Global()", "GeM(3.0)"), "GeM() has no kernel on integers"),
     "fractional": (
         lambda x: F.fractional_max_pool2d(x, 2, output_size=3),

@@ -281,7 +281,9 @@ class Attempt:
         for swap in swaps:
             swap.apply()
         try:
-            with in_training_mode(self.model), fixed_randomness(), torch.enable_grad():
+            with (
+                in_training_mode(self.model), fixed_randomness(), torch.enable_grad(), uncompiled(),
+            ):  # fmt: skip
                 outputs = self.task.forward()
                 tensors = (x for x in leaves_in(outputs) if isinstance(x, torch.Tensor))
                 sums = [x.sum() for x in tensors if x.requires_grad]

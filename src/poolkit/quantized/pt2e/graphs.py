@@ -98,7 +98,7 @@ def poolings_of(graph: Graph) -> Iterator[GraphPooling]:
     it runs, which are `poolings_within`."""
     for node in graph.nodes:
         call = _recognised(node)
-        value = None if call is None else _value_of(node)
+        value = None if call is None else _value_of(node) or _placing(node, call)
         if call is None or value is None:
             continue
         known = call.operation != "pool" or "ndim" in call.arguments
@@ -214,6 +214,12 @@ def _value_of(node: Node) -> Node | None:
     if isinstance(node.meta.get("val"), Tensor):
         return node
     return next((user for user in node.users if _taken(user) == 0), None)
+
+
+def _placing(node: Node, call: Pooling) -> Node | None:
+    """A pooling of which the places alone are asked for; of axes that is no pooling."""
+    used = not call.is_reduction and any(user.users for user in node.users)
+    return node if used else None
 
 
 def _taken(node: Node) -> Any:
