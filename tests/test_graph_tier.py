@@ -179,6 +179,34 @@ def test_the_model_stays_as_it_was():
     assert all(module.training for module in model.modules())
 
 
+class Counts(nn.Module):
+    """How often it has run, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        self.runs += 1
+        return self.pool(x)
+
+
+@pytest.mark.parametrize(
+    "look", [
+        lambda model: optimize(model, X, seconds=0),
+        lambda model: optimize(model, X, seconds=0, tier="graph"),
+        lambda model: poolkit.lint(model, X),
+    ], ids=["module", "graph", "lint"],
+)  # fmt: skip
+def test_buffers_stay_as_they_were(look):
+    model = Counts()
+    runs = model.runs
+    look(model)
+    assert model.runs is runs
+    assert runs == 0
+
+
 # --- activations ----------------------------------------------------------------------------------
 
 ACTIVATIONS = {
