@@ -41,7 +41,7 @@ def rewritten(model: nn.Module, *inputs: torch.Tensor, **options) -> OptimizeRep
 
 
 def check_equal(actual, expected) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def operators(report: OptimizeReport) -> list[str]:

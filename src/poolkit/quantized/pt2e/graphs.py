@@ -218,8 +218,8 @@ def _value_of(node: Node) -> Node | None:
 
 def _placing(node: Node, call: Pooling) -> Node | None:
     """A pooling of which the places alone are asked for; of axes that is no pooling."""
-    used = not call.is_reduction and any(user.users for user in node.users)
-    return node if used else None
+    used = any(_taken(user) == 1 and user.users for user in node.users)
+    return node if used and not call.is_reduction else None
 
 
 def _taken(node: Node) -> Any:
