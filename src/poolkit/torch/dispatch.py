@@ -783,6 +783,10 @@ def _run(x: Tensor, call: Call) -> Tensor:
 def pool_by_recipes(x: Tensor, window: str, reduction: str, axes: int) -> Tensor:
     """What ``torch.ops.poolkit.pool`` computes, by the shortest way there is to it."""
     if is_compiling():
+        if axes in _TOLD and not reduction.startswith("Activated"):
+            out = _traced(x, None, _TOLD[axes], axes, window, reduction)
+            if out is not None:
+                return out
         call = _call(as_window(window), as_reduction(reduction), axes)
         if _fuses(x, call):
             assert call.aten is not None
