@@ -50,6 +50,7 @@ from poolkit.timing import Quartiles, Schedule, interleave, paired_ratios
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
 RUNS = ("eager", "compiled")
 FEWEST_ROUNDS = 3
+DISTURBED = 0.2  # of a ratio: where the middle half of the rounds spans more, it says little
 
 
 def face_network(name: str, *size: int) -> Callable[[], networks.Example]:
@@ -279,7 +280,9 @@ def row(case: Case) -> list[str]:
 
 def cells(made: Optimised) -> list[str]:
     low, middle, high = made.ratio
-    return [three_digits(made.ms), f"**{middle:.2f}** ({low:.2f} to {high:.2f})"]
+    disturbed = high - low > DISTURBED * middle
+    faster = f"{middle:.2f}, disturbed" if disturbed else f"**{middle:.2f}**"
+    return [three_digits(made.ms), f"{faster} ({low:.2f} to {high:.2f})"]
 
 
 def layer_rows(case: Case) -> Iterator[list[str]]:
@@ -345,8 +348,9 @@ def accuracy_section(names: set[str]) -> Section | None:
 
 HOW_TO_READ = [
     "**times as fast** is torch's time over poolkit's in the same round: the median, and the "
-    "middle half of the rounds. All have the same weights. The module tier swaps modules, the "
-    "graph tier is an exported program; compiled, each is compiled.",
+    "middle half of the rounds; disturbed, and to be measured again, where that spans more than "
+    f"{DISTURBED:.0%}. All have the same weights. The module tier swaps modules, the graph tier "
+    "is an exported program; compiled, each is compiled.",
     "**pooling** is the time of all poolings of the model, alone, in torch, over that of the "
     "model; compiled, both are. **at most** is what follows from it by Amdahl's law: how many "
     "times as fast the model would be if pooling were free. More than that is noise, or what "
