@@ -406,8 +406,7 @@ def lint(
     try:
         findings = _traps_in(model, input, onnxruntime)
     except PoolError as error:
-        if os.environ.get("POOLKIT_TRACEBACK"):
-            raise
+        _show(error)
         return _fail(str(error), 2)
     console = _console()
     for finding in findings:
@@ -626,8 +625,7 @@ def run(arguments: list[str] | None = None) -> int:
     except CycloptsError as error:
         return _fail(str(error), 2)
     except PoolError as error:
-        if os.environ.get("POOLKIT_TRACEBACK"):
-            raise
+        _show(error)
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -636,12 +634,17 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if os.environ.get("POOLKIT_TRACEBACK"):
-            raise
+        _show(error)
         if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "rich"):
             return _fail(str(MissingExtraError(error.name, "inspect")), 1)
         return _fail(f"{type(error).__name__}: {error} (POOLKIT_TRACEBACK=1 shows where)", 1)
     return status if isinstance(status, int) else 0
+
+
+def _show(error: Exception) -> None:
+    """With POOLKIT_TRACEBACK set, where it comes from."""
+    if os.environ.get("POOLKIT_TRACEBACK"):
+        raise error
 
 
 def _fail(message: str, status: int) -> int:

@@ -58,6 +58,12 @@ def pooling_of(node: Node) -> Pooling | None:
     return recognise(node.target, args, node.kwargs, spatial)
 
 
+def may_be_normalization(node: Node, pooling: Pooling) -> bool:
+    """Whether a call is a reduction over one of three axes, which is as likely no pooling."""
+    x = example_of(node.args[0]) if isinstance(node.args[0], Node) else None
+    return pooling.is_reduction and x is not None and x.ndim == 3
+
+
 def graphs_within(model: GraphModule) -> Iterator[tuple[Node, GraphModule]]:
     """The graphs that nodes of a graph run, and those within them, each with the node that runs it:
     the branches of ``torch.cond``, the body of a loop, what stands under autocast."""

@@ -118,6 +118,10 @@ class Pooling:
             return int(self.arguments["ndim"])
         return int(self.operation[-2])
 
+    def described(self) -> str:
+        """Reduction and window: ``max, 3×3, stride 2``."""
+        return f"{self.words()}, {self.window()}"
+
     def words(self) -> str:
         """The reduction in words: ``max``, ``adaptive average``, ``mean over space``."""
         if self.is_reduction:

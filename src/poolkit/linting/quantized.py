@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch.fx import GraphModule
 
-from ..inspection.nodes import example_of
+from ..inspection.nodes import example_of, may_be_normalization
 from ..quantized.pt2e.graphs import GraphPooling, poolings_of, poolings_within
 from ..quantized.pt2e.lowering import is_quantized, obstacle_of
 from .traps import Finding, Trap, trap
@@ -27,7 +27,7 @@ def left_in_float(pooling: GraphPooling) -> str | None:
     x = example_of(pooling.input)
     if x is None or not x.is_floating_point():
         return None
-    if pooling.call.is_reduction and x.ndim == 3:  # as likely a normalization
+    if may_be_normalization(pooling.node, pooling.call):
         return None
     obstacle = obstacle_of(pooling)
     if not obstacle and pooling.node.target is torch.ops.aten.max_pool2d.default:

@@ -28,7 +28,7 @@ from poolkit.optimization.equality import (
     fixed_randomness,
     hidden_in,
     keeping_buffers,
-    leaves_in,
+    values_in,
 )
 from poolkit.optimization.sites import POOLING_CLASSES, reason_not_to_move
 from poolkit.optimization.trial import Task
@@ -202,9 +202,8 @@ class _Watch(TorchFunctionMode):
 
     def read_outputs(self, output: Any) -> None:
         """Nothing may hold the outputs after it: with them lives what their gradients need."""
-        for leaf in leaves_in(output):
-            if isinstance(leaf, torch.Tensor):
-                self.read(leaf, None)
+        for tensor in values_in(output):
+            self.read(tensor, None)
         self.hidden = hidden_in(output)
 
     def _make(

@@ -39,30 +39,21 @@ def capture(
     """
     if isinstance(model, ExportedModel):
         return copy_of(model.program), ""
-    with named_arguments(model, kwargs):
-        return _captured(model, args, dict(kwargs), dynamic_batch, dynamic_shapes)
-
-
-def _captured(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    given: dict[str, Any],
-    dynamic_batch: bool,
-    dynamic_shapes: Any,
-) -> tuple[ExportedProgram, str]:
-    if dynamic_shapes is not None or not dynamic_batch:
-        return _exported(model, args, given, dynamic_shapes), ""
-    two, two_given = of_two(args), of_two(given)
-    try:
-        program = _exported(model, two, two_given, batch_axes(model, two, two_given, Dim.AUTO))
-        run_model(program.module(), args, given)
-    except PoolError as error:
-        return (
-            _exported(model, args, given, None),
-            f"the program takes batches of this size only, as otherwise {error.what}",
-        )
-    fixed = "" if program.range_constraints else "the program takes batches of this size only"
-    return program, fixed
+    given = dict(kwargs)
+    with named_arguments(model, given):
+        if dynamic_shapes is not None or not dynamic_batch:
+            return _exported(model, args, given, dynamic_shapes), ""
+        two, two_given = of_two(args), of_two(given)
+        try:
+            program = _exported(model, two, two_given, batch_axes(model, two, two_given, Dim.AUTO))
+            run_model(program.module(), args, given)
+        except PoolError as error:
+            return (
+                _exported(model, args, given, None),
+                f"the program takes batches of this size only, as otherwise {error.what}",
+            )
+        fixed = "" if program.range_constraints else "the program takes batches of this size only"
+        return program, fixed
 
 
 def copy_of(

@@ -75,7 +75,7 @@ def compare_outputs(
     that counts among those expected: what was added up may be larger than its sum. Integers are to
     be the same.
     """
-    first, second = list(_values_in(expected)), list(_values_in(actual))
+    first, second = list(values_in(expected)), list(values_in(actual))
     if len(first) != len(second):
         return Difference(float("inf"), f"are {len(second)} tensors instead of {len(first)}")
     worst = Difference(0.0)
@@ -120,7 +120,8 @@ def hidden_in(outputs: Any) -> str:
     return next((type(leaf).__name__ for leaf in leaves), "")
 
 
-def _values_in(outputs: Any) -> Iterator[torch.Tensor]:
+def values_in(outputs: Any) -> Iterator[torch.Tensor]:
+    """The tensors among what a model returns, and its arrays as tensors."""
     for leaf in leaves_in(outputs):
         if isinstance(leaf, torch.Tensor):
             yield leaf
@@ -130,7 +131,7 @@ def _values_in(outputs: Any) -> Iterator[torch.Tensor]:
 
 def largest_in(values: Any) -> float:
     """The largest finite magnitude among nested tensors."""
-    found = (x.detach().abs() for x in _values_in(values) if x.dtype is not torch.bool)
+    found = (x.detach().abs() for x in values_in(values) if x.dtype is not torch.bool)
     return max((float(x[x.isfinite()].max()) for x in found if x.isfinite().any()), default=0.0)
 
 

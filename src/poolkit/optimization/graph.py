@@ -14,7 +14,12 @@ from torch.utils import _pytree as pytree
 from poolkit.errors import PoolError
 from poolkit.inspection.exported import ExportedModel
 from poolkit.inspection.inspector import evaluating
-from poolkit.inspection.nodes import graphs_within, place_of, pooling_of
+from poolkit.inspection.nodes import (
+    graphs_within,
+    may_be_normalization,
+    place_of,
+    pooling_of,
+)
 from poolkit.inspection.trace import TracedPooling, run_model, tensors_in, trace
 from poolkit.optimization.capture import capture, copy_of, of_two
 from poolkit.optimization.commuting import subgraph_of
@@ -206,13 +211,12 @@ def _rows_within(model: fx.GraphModule) -> list[LayerChange]:
         )
         for node in part.graph.nodes:
             pooling = pooling_of(node)
-            # A reduction over one of three axes is as likely a normalization.
-            if pooling is None or (pooling.is_reduction and node.args[0].meta["val"].ndim == 3):
+            if pooling is None or may_be_normalization(node, pooling):
                 continue
             name, kind, source = place_of(node)
             source = "" if "pool" in kind.lower() else source or place_of(runs)[2]
-            words = f"{pooling.words()}, {pooling.window()}"
-            rows.append(_skipped(name or place_of(runs)[0], words, source, reason))
+            name = name or place_of(runs)[0]
+            rows.append(_skipped(name, pooling.described(), source, reason))
     return rows
 
 

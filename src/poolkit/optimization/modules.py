@@ -25,8 +25,8 @@ from poolkit.optimization.equality import (
     compare_outputs,
     fixed_randomness,
     hidden_in,
-    leaves_in,
     reproducible,
+    values_in,
 )
 from poolkit.optimization.records import LayerChange
 from poolkit.optimization.report import OptimizeReport
@@ -132,7 +132,7 @@ class Attempt:
         self, index: int, calls: list[TracedPooling], neighbour: Neighbour | None
     ) -> LayerChange:
         first, module = calls[0], calls[0].module
-        before = f"{first.pooling.words()}, {first.pooling.window()}"
+        before = first.pooling.described()
         row = LayerChange(first.name, before, before, "skipped", "", aliases=list(first.aliases))
         if module is None:
             row.reason = f"{_AS_FUNCTION} ({first.source})" if first.source else _AS_FUNCTION
@@ -285,8 +285,7 @@ class Attempt:
                 in_training_mode(self.model), fixed_randomness(), torch.enable_grad(), uncompiled(),
             ):  # fmt: skip
                 outputs = self.task.forward()
-                tensors = (x for x in leaves_in(outputs) if isinstance(x, torch.Tensor))
-                sums = [x.sum() for x in tensors if x.requires_grad]
+                sums = [x.sum() for x in values_in(outputs) if x.requires_grad]
                 torch.autograd.grad(sums, parameters, allow_unused=True)
                 return outputs, ""
         except (PoolError, RuntimeError, ValueError) as error:

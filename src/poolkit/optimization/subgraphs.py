@@ -98,7 +98,7 @@ class PoolingNode:
     @property
     def words(self) -> str:
         """``max, 3×3, stride 2``."""
-        return f"{self.traced.pooling.words()}, {self.traced.pooling.window()}"
+        return self.traced.pooling.described()
 
     @property
     def is_extreme(self) -> bool:

@@ -15,7 +15,13 @@ from torch.fx import Graph, GraphModule, Node
 from ...core import runner_of
 from ...errors import PoolValueError, dtype_name
 from ...inspection.downsampling import Pooled, downsampling_of
-from ...inspection.nodes import example_of, graphs_within, modules_of, pooling_of
+from ...inspection.nodes import (
+    example_of,
+    graphs_within,
+    may_be_normalization,
+    modules_of,
+    pooling_of,
+)
 from ...inspection.operations import Call, Pooling
 from ...inspection.poolkit_calls import from_operator
 from ...reductions import Max, Mean, Min, Reduction, Sum, as_reduction
@@ -104,7 +110,7 @@ def poolings_of(graph: Graph) -> Iterator[GraphPooling]:
         known = call.operation != "pool" or "ndim" in call.arguments
         found = downsampling_of(call) if known else None
         pooled = found if isinstance(found, Pooled) else None
-        does = f"{call.words()}, {call.window()}" if known else str(node.target)
+        does = call.described() if known else str(node.target)
         name = f"{_place_of(node)} ({does})"
         yield GraphPooling(name, node, value, call, pooled, _obstacle(node, call, pooled))
 
@@ -236,7 +242,7 @@ def _obstacle(node: Node, call: Pooling, pooled: Pooled | None) -> str:
         return f"{name} has no kernel on integers"
     if type(pooled.reduction) not in INTEGER_REDUCTIONS:
         return f"{pooled.reduction} has no kernel on integers"
-    if call.is_reduction and x.ndim == 3:
+    if may_be_normalization(node, call):
         axes = ", ".join(map(str, given["dim"]))
         return (
             f"{call.operation} over axis {axes} of three may be no pooling, but a normalization; "
